@@ -1,0 +1,160 @@
+"""The notebooks as files, one test id each. That they run is `nbdev_test`'s part of `make test`."""
+import ast
+import importlib
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+NBS = Path(__file__).resolve().parent.parent / "nbs"
+NOTEBOOKS = sorted(p for p in NBS.rglob("*.ipynb") if not any(part.startswith((".", "_")) for part in p.relative_to(NBS).parts))
+MODULE_FREE = re.compile(r"index$|24_|5\d_")  # the front page, the ablations and the course labs export no module
+SIZE_LIMIT = 600_000
+EXPORT_LINES = 40
+DIRECTIVE = re.compile(r"^\s*#\s*\|\s*([\w-]+)(:?)\s*(.*)$")
+MACHINE_PATH = re.compile(r"(?<![\w.:/~-])/(?:work|root|tmp|home|Users|private|opt|mnt)/\w[^\s'\"]*")
+BASE64 = re.compile(r"base64,[A-Za-z0-9+/=\\\n]+")
+
+
+def text(value):
+    return value if isinstance(value, str) else "".join(value or [])
+
+
+def directives(cell):
+    "The `#|` lines that open a code cell: {name: argument}."
+    found = {}
+    for line in text(cell["source"]).splitlines():
+        match = DIRECTIVE.match(line)
+        if match:
+            found[match[1]] = match[3].strip()
+        elif line.strip():
+            break
+    return found
+
+
+def exported(cell):
+    return cell["cell_type"] == "code" and bool({"export", "exports", "exporti"} & directives(cell).keys())
+
+
+def outputs(nb):
+    for cell in nb["cells"]:
+        yield from cell.get("outputs", [])
+
+
+def texts(nb):
+    "Every text of a notebook: sources and textual outputs, without embedded images."
+    for cell in nb["cells"]:
+        yield text(cell["source"])
+    for out in outputs(nb):
+        yield text(out.get("text", ""))
+        for mime, value in out.get("data", {}).items():
+            if mime.startswith("text/") or mime == "image/svg+xml":
+                yield BASE64.sub("", text(value))
+
+
+def imports(cells, nested=True):
+    "(module, name or None) for each import from this package in code cells; `nested`: those inside functions too."
+    for cell in cells:
+        if cell["cell_type"] != "code":
+            continue
+        source = re.sub(r"(?m)^\s*[%!].*$", "", text(cell["source"]))
+        try:
+            tree = ast.parse(source)
+        except SyntaxError:  # a magic cell in another language
+            continue
+        for node in ast.walk(tree) if nested else tree.body:
+            if isinstance(node, ast.Import):
+                yield from ((alias.name, None) for alias in node.names if alias.name.split(".")[0] == "vrshq_nb")
+            elif isinstance(node, ast.ImportFrom) and not node.level and (node.module or "").split(".")[0] == "vrshq_nb":
+                yield from ((node.module, alias.name) for alias in node.names)
+
+
+def default_exp(nb):
+    return [directives(c)["default_exp"] for c in nb["cells"] if c["cell_type"] == "code" and "default_exp" in directives(c)]
+
+
+def problems(path):
+    "All that is wrong with a notebook, in words."
+    if path.stat().st_size > SIZE_LIMIT:
+        yield f"{path.stat().st_size // 1000} KB, over {SIZE_LIMIT // 1000}: frames as JPEG, fewer of them"
+    nb = json.loads(path.read_text(encoding="utf-8"))
+    cells = nb["cells"]
+    first = text(cells[0]["source"])
+    if cells[0]["cell_type"] != "markdown" or not first.startswith("# "):
+        yield "the first cell is not a '# title'"
+    ids = [c.get("id") for c in cells]
+    if None in ids or len(set(ids)) != len(ids):
+        yield "cells without an id, or with the same one"
+
+    modules = default_exp(nb)
+    exports = [c for c in cells if exported(c)]
+    if MODULE_FREE.match(path.stem):
+        if modules or exports:
+            yield "exports, though it is meant to have no module"
+    else:
+        if len(modules) != 1:
+            yield f"needs one '#| default_exp', has {len(modules)}"
+        if not re.search(r"^> \S", first, re.M):
+            yield "no '> sentence' under the title: the module would have no docstring"
+        last = cells[-1]
+        if "hide" not in directives(last) or "nbdev_export()" not in text(last["source"]):
+            yield "the last cell is not '#| hide' with nbdev.nbdev_export()"
+    for module in modules:
+        source = importlib.util.find_spec(f"vrshq_nb.{module}")
+        if source is None:
+            yield f"its module vrshq_nb.{module} is not in the installed package"
+        elif f"/{path.name}." not in Path(source.origin).read_text(encoding="utf-8"):
+            yield f"vrshq_nb.{module} was exported from another notebook"
+    for cell in exports:
+        lines = [line for line in text(cell["source"]).splitlines() if line.strip() and not DIRECTIVE.match(line)]
+        if len(lines) > EXPORT_LINES:
+            yield f"an exported cell of {len(lines)} lines, over {EXPORT_LINES}: {lines[0]!r}"
+        if re.search(r"(?m)^[%!]", text(cell["source"])):
+            yield f"a magic in an exported cell: {lines[0]!r}"
+    for module, name in imports(cells):
+        if importlib.util.find_spec(module) is None:
+            yield f"imports {module}, which is not in the installed package"
+        elif name not in (None, "*") and importlib.util.find_spec(f"{module}.{name}" if module == "vrshq_nb" else module) is None \
+                and not hasattr(importlib.import_module(module), name):
+            yield f"imports {name} from {module}, which does not have it"
+
+    for out in outputs(nb):
+        if out.get("output_type") == "error":
+            yield f"a stored error: {out.get('ename')}: {out.get('evalue')}"
+        if any("jupyter.widget" in mime for mime in out.get("data", {})):
+            yield "a widget in a stored output: show a static figure instead"
+        if re.search(r"\d+%\|", text(out.get("text", ""))):
+            yield "a progress bar in a stored output"
+    for piece in texts(nb):
+        for match in MACHINE_PATH.finditer(piece):
+            yield f"a path of one machine: {match[0][:80]}"
+
+
+def test_there_are_notebooks():
+    assert NBS.joinpath("index.ipynb") in NOTEBOOKS and len(NOTEBOOKS) > 10
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebook(path):
+    assert list(dict.fromkeys(problems(path))) == []
+
+
+def test_one_notebook_a_module():
+    "Of two notebooks with one `default_exp` the later would overwrite the earlier, silently."
+    modules = [m for p in NOTEBOOKS for m in default_exp(json.loads(p.read_text(encoding="utf-8")))]
+    assert sorted(set(modules)) == sorted(modules)
+
+
+def test_notebooks_build_on_earlier_ones():
+    "A notebook's number is its place: at its top, its module imports only modules of lower numbers."
+    home = {m: p.name for p in NOTEBOOKS for m in default_exp(json.loads(p.read_text(encoding="utf-8")))}
+    later = []
+    for path in NOTEBOOKS:
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        for module, _ in imports([c for c in cells if exported(c)], nested=False):
+            other = home.get(module.partition(".")[2])
+            if other and other >= path.name:
+                later.append(f"{path.name} imports {module} of {other}")
+    assert later == []

@@ -1,0 +1,259 @@
+"Stage 3: parity with the reference numbers, samplings, scores, the CLIP anchor, bad input."
+import functools
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from vrshq_nb.tks import (Candidate, FrameTextScorer, anchor_frame, candidate_frames, clip_tokenize, fit_frames,
+                          keyframe_scores, segment_bounds, select_keyframe)
+
+HERE = Path(__file__).parent / "data"
+DATA = np.load(HERE / "tda_tks.npz")
+SAMPLING = json.loads((HERE / "sampling.json").read_text())
+CASES = sorted({k.split("/")[0] for k in DATA.files if not k.startswith("crop")})
+HOWS = "clip", "uniform", "random", "segment", "top", "all"
+
+
+# candidates
+
+def test_candidate_rule_of_the_reference():
+    assert len(SAMPLING["rule"]) > 1000
+    for T, anchor, k, first, step, count in SAMPLING["rule"]:
+        assert candidate_frames(T, anchor, k) == [first + i * step for i in range(count)], (T, anchor, k)
+
+
+def test_six_to_eleven_of_twelve():
+    for T in range(1, 200):
+        counts = {len(candidate_frames(T, a)) for a in range(T)}
+        assert counts == {T} if T <= 11 else (min(counts) >= 6 and max(counts) <= 11)
+
+
+@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize("T", [1, 2, 11, 12, 13, 31, 200])
+@pytest.mark.parametrize("k", [1, 2, 5, 12])
+def test_every_sampling_is_sorted_and_unique(how, T, k):
+    scores = torch.rand(T, generator=torch.Generator().manual_seed(T))
+    anchor = anchor_frame(scores)
+    frames = candidate_frames(T, anchor, k, how, scores)
+    assert frames == sorted(set(frames)) and 0 <= frames[0] and frames[-1] < T
+    assert all(type(f) is int for f in frames)
+    assert len(frames) <= k if how == "clip" else len(frames) == (T if how == "all" else min(T, k))
+    if how in ("clip", "segment", "all") or how == "top" and k > 1:
+        assert anchor in frames
+
+
+def test_segments_of_the_reference():
+    for c in SAMPLING["segment"]:
+        assert candidate_frames(len(c["prob"]), None, how="segment", scores=c["prob"]) == c["idx"]
+    for edges in SAMPLING["edges"]:
+        bounds = segment_bounds(edges[-1], 12)
+        assert bounds == list(zip(edges[:-1], edges[1:]))
+        assert all(a <= f < b for f, (a, b) in zip(candidate_frames(edges[-1], None, how="uniform"), bounds))
+
+
+def test_equal_scores_stay_in_their_segments():
+    assert candidate_frames(6, None, 3, "segment", [.5, .25] * 3) == [0, 2, 4]
+    assert candidate_frames(24, None, how="segment", scores=[1.] * 24) == list(range(0, 24, 2))
+
+
+def test_top_takes_the_best_and_spreads_the_rest():
+    scores = torch.zeros(60).index_fill(0, torch.tensor([3, 30, 31, 32, 57, 59]), 1.)
+    frames = candidate_frames(60, 3, how="top", scores=scores)
+    assert {3, 30, 31, 32, 57, 59} <= set(frames) and len(frames) == 12
+    rest = [f for f in frames if scores[f] == 0]
+    assert max(b - a for a, b in zip(rest, rest[1:])) < 15
+
+
+def test_random_follows_its_seed():
+    pick = functools.partial(candidate_frames, 100, 0, how="random")
+    assert pick(seed=1) == pick(seed=1) != pick(seed=2)
+
+
+@pytest.mark.parametrize("args, words", [
+    ((0, 0), "n_frames"), ((-1, 0), "n_frames"), ((10, 10), r"0\.\.9"), ((10, -1), "anchor"), ((10, None), "anchor"),
+    ((10, 0, 0), "k must be"), ((10, 0, -3), "k must be"), ((10, 0, 12, "best"), "how must be"),
+    ((30, 0, 12, "segment"), "needs scores"), ((30, 0, 12, "top", [1.] * 29), "30 numbers"),
+    ((30, 0, 12, "top", [math.nan] * 30), "not finite"),
+])
+def test_bad_candidates(args, words):
+    with pytest.raises(ValueError, match=words) as e:
+        candidate_frames(*args)
+    assert "\n" not in str(e.value)
+
+
+def test_anchor_is_the_first_maximum():
+    assert anchor_frame(torch.tensor([0., 2., 2., 1.])) == 1
+    assert anchor_frame(torch.tensor([5.], dtype=torch.bfloat16)) == 0
+    for bad in (torch.zeros(0), torch.zeros(1, 4), torch.tensor([0., math.nan])):
+        with pytest.raises(ValueError, match="clip_logits"):
+            anchor_frame(bad)
+
+
+# scores
+
+@pytest.mark.parametrize("case", CASES)
+def test_scores_of_the_reference(case):
+    get = lambda name: torch.tensor(DATA[f"{case}/{name}"])
+    keyframe, candidates = select_keyframe(get("frames").tolist(), get("occlusion"), get("weights")[:, 0])
+    torch.testing.assert_close(torch.tensor([c.score for c in candidates]), get("scores").float(), atol=1e-4, rtol=0)
+    assert keyframe == int(get("keyframe"))
+
+
+def test_terms():
+    o, s, c = torch.tensor([4., 2., -3.]), torch.tensor([.33, .35, .32]), torch.tensor([.1, .8, .1])
+    assert torch.equal(keyframe_scores(o, s, c, ("similarity",)), s)
+    assert torch.equal(keyframe_scores(o, s, c, ("clip",)), c)
+    torch.testing.assert_close(keyframe_scores(o, s, c, ("occlusion",)), o.softmax(0))
+    torch.testing.assert_close(keyframe_scores(o, s, c, ("clip", "occlusion", "similarity")), c + o.softmax(0) + s)
+    assert select_keyframe([0, 1, 2], o, s, c, ("clip", "similarity"))[0] == 1
+    assert keyframe_scores(o.bfloat16(), s.bfloat16()).dtype == torch.float32
+
+
+def test_candidates_keep_their_numbers():
+    keyframe, (a, b) = select_keyframe([3, 9], torch.tensor([-2., 1.]), torch.tensor([.5, .5]))
+    assert keyframe == 9 and (a.frame, b.frame) == (3, 9) and math.isnan(a.clip)
+    assert a.occlusion == -2 and a.similarity == .5 and a.score < b.score
+    assert isinstance(a, Candidate)
+    _, (a, b) = select_keyframe([3, 9], torch.tensor([-2., 1.]), torch.tensor([.5, .5]), torch.tensor([.25, .75]))
+    assert (a.clip, b.clip) == (.25, .75)
+
+
+def test_ties_take_the_first():
+    assert select_keyframe([4, 7, 1], torch.zeros(3), torch.full((3,), 1 / 3))[0] == 4
+
+
+@pytest.mark.parametrize("kwargs, words", [
+    (dict(frames=[1, 2]), "frames must hold 3"), (dict(occlusion=torch.zeros(2)), "occlusion must be"),
+    (dict(occlusion=torch.zeros(1, 3)), "occlusion must be"), (dict(similarity=torch.tensor([0., math.nan, 0.])), "not finite"),
+    (dict(occlusion=torch.tensor([0., math.inf, 0.])), "not finite"), (dict(terms=("clip",)), "needs clip"),
+    (dict(clip=torch.zeros(2), terms=("clip", "occlusion")), "clip must be"), (dict(terms=()), "terms"), (dict(terms="occlusion"), "terms"),
+    (dict(terms=("occlusion", "occlusion")), "terms"), (dict(terms=("iou",)), "terms"),
+    (dict(frames=[], occlusion=torch.zeros(0), similarity=torch.zeros(0)), "must be"),
+])
+def test_bad_scores(kwargs, words):
+    with pytest.raises(ValueError, match=words) as e:
+        select_keyframe(**{"frames": [1, 2, 3], "occlusion": torch.zeros(3), "similarity": torch.full((3,), 1 / 3), **kwargs})
+    assert "\n" not in str(e.value)
+
+
+# CLIP
+
+CONFIG = dict(embed_dim=16, vision_cfg=dict(layers=1, width=32, head_width=16, patch_size=8, image_size=16),
+              text_cfg=dict(context_length=8, vocab_size=64, width=32, heads=2, layers=1, pool_type="eos", eos_id=2))
+
+
+def letters(texts, end=2):
+    rows = [[3 + ord(c) % 60 for c in t][:7] + [end] for t in texts]
+    return torch.tensor([r + [0] * (8 - len(r)) for r in rows])
+
+
+@pytest.fixture
+def scorer():
+    torch.manual_seed(0)
+    return FrameTextScorer.from_config(CONFIG, letters, fit="stretch").eval()
+
+
+@pytest.fixture
+def frames():
+    return torch.randint(0, 256, (5, 20, 33, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("case", ["crop37x91"])
+def test_crop_of_the_reference(case):
+    got = fit_frames(torch.tensor(DATA[f"{case}/rgb"])[None], 64)[0] * 255
+    assert (got - torch.tensor(DATA[f"{case}/square"]).float()).abs().max() <= 1.01      # one grey level
+
+
+def test_stretch_keeps_the_borders():
+    frames = torch.zeros(1, 10, 40, 3, dtype=torch.uint8)
+    frames[:, :, :4] = 255
+    assert fit_frames(frames, 10, "crop").max() == 0 and fit_frames(frames, 10, "stretch").max() > .9
+
+
+@pytest.mark.parametrize("bad, fit", [(torch.zeros(1, 4, 4, 3), "crop"), (torch.zeros(0, 4, 4, 3, dtype=torch.uint8), "crop"),
+                                      (torch.zeros(4, 4, 3, dtype=torch.uint8), "crop"), (torch.zeros(1, 3, 4, 4, dtype=torch.uint8), "crop"),
+                                      (torch.zeros(1, 4, 4, 3, dtype=torch.uint8), "pad")])
+def test_bad_frames(bad, fit):
+    with pytest.raises(ValueError):
+        fit_frames(bad, 8, fit)
+
+
+def test_logits_are_those_of_open_clip(scorer, frames):
+    texts = ["a red kite", "b"]
+    with torch.no_grad():
+        images, _ = scorer.clip.get_logits(scorer.preprocess(frames), letters(texts))
+        torch.testing.assert_close(scorer.logits(scorer.encode_frames(frames), texts), images.T, atol=1e-5, rtol=1e-5)
+
+
+def test_each_frame_is_encoded_once(scorer, frames):
+    seen = []
+    scorer.clip.visual.register_forward_hook(lambda m, args, out: seen.append(len(args[0])))
+    with torch.no_grad():
+        features = scorer.encode_frames(frames, batch_size=2)
+        logits = scorer.logits(features, ["one", "two", "three"])
+    assert seen == [2, 2, 1] and logits.shape == (3, 5)
+    torch.testing.assert_close(features, scorer.encode_frames(frames.numpy()), atol=1e-5, rtol=1e-5)
+
+
+def test_one_sentence_is_a_list_of_one(scorer, frames):
+    assert torch.equal(scorer.encode_text("a cat"), scorer.encode_text(["a cat"]))
+    torch.testing.assert_close(scorer.encode_text(["a cat", "dog"]).norm(dim=1), torch.ones(2))
+
+
+def test_the_scorer_trains_and_saves_only_clip(scorer, frames):
+    scorer.logits(scorer.encode_frames(frames), ["a cat"]).sum().backward()
+    assert all(p.grad is not None for n, p in scorer.named_parameters())
+    assert all(k.startswith("clip.") for k in scorer.state_dict())
+
+
+def test_bf16(scorer, frames):
+    features = scorer.bfloat16().encode_frames(frames)
+    assert features.dtype == torch.float32 and scorer.logits(features, "a cat").isfinite().all()
+
+
+@pytest.mark.parametrize("tokenize, words", [
+    (lambda texts: letters(texts)[:, :5], "reads 8 tokens"), (lambda texts: letters(texts) + 100, "does not fit"),
+    (lambda texts: letters(texts, end=1), "no end token"),
+])
+def test_tokens_that_would_be_misread(scorer, tokenize, words):
+    scorer.tokenize = tokenize
+    with pytest.raises(ValueError, match=words):
+        scorer.encode_text("a cat")
+
+
+def test_no_frames(scorer):
+    with pytest.raises(ValueError, match="frames is empty"):
+        scorer.encode_frames(torch.zeros(0, 4, 4, 3, dtype=torch.uint8))
+
+
+def test_clip_tokenize():
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+    words = Tokenizer(models.WordLevel({"[PAD]": 0, "[END]": 1, "red": 2, "kite": 3}, unk_token="[PAD]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="[END]", pad_token="[PAD]")
+    assert clip_tokenize(tokenizer, ["red kite", "", "kite " * 9], 5).tolist() == [[2, 3, 1, 0, 0], [1, 0, 0, 0, 0], [3, 3, 3, 3, 1]]
+    with pytest.raises(ValueError, match="end token"):
+        clip_tokenize(PreTrainedTokenizerFast(tokenizer_object=words), ["red"], 5)
+
+
+@pytest.mark.parametrize("config", [{}, {**CONFIG, "nonsense": 1}, {**CONFIG, "vision_cfg": {"nonsense": 1}}])
+def test_bad_config(config):
+    with pytest.raises(ValueError, match="does not describe"):
+        FrameTextScorer.from_config(config, letters)
+
+
+def test_unknown_pretrained_model():
+    with pytest.raises(ValueError, match="cannot load 'ViT-Nobody'"):
+        FrameTextScorer.pretrained("ViT-Nobody", "openai")
+
+
+def test_import_does_not_load_open_clip():
+    code = "import sys, vrshq_nb.tda, vrshq_nb.tks; sys.exit('open_clip' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
