@@ -192,12 +192,21 @@ def iou_of(a, b):
     "IoU of bool masks (N, H, W)."
     return (a & b).flatten(1).sum(1).float() / (a | b).flatten(1).sum(1).clamp(min=1)
 
+def tie_attention(sam2):
+    "Lets the decoder begin with attention by place: queries and keys are projected alike, so that equal codes of place meet."
+    transformer = sam2.sam_mask_decoder.transformer
+    pairs = [a for layer in transformer.layers for a in (layer.cross_attn_token_to_image, layer.cross_attn_image_to_token)]
+    for a in (*pairs, transformer.final_attn_token_to_image):
+        nn.init.orthogonal_(a.k_proj.weight, gain=1.4)
+        a.q_proj.load_state_dict(a.k_proj.state_dict())
+
 def train_sam2_image(folder, steps=3000, lr=8e-4, clips=3, frames=4, queries=5, seed=0, start=None):
     "SAM 2 without memory: decode the thing that a teacher token means."
     torch.manual_seed(seed)
     sam2 = sam2_from_config(SAM2_NANO).train()
     teacher, aux = Teacher(128), DenseAux((16, 32, 128))
     if start: load_parts(start, sam2=sam2, teacher=teacher, aux=aux)
+    tie_attention(sam2)
     size = SAM2_NANO["image_size"]
     def step_fn(step):
         rng = np.random.default_rng([11, seed, step])
@@ -212,6 +221,8 @@ def train_sam2_image(folder, steps=3000, lr=8e-4, clips=3, frames=4, queries=5, 
         features = sam2.encode(np.stack(images), len(images))
         out = sam2.decode(features, rows, teacher(sam2, parts))
         loss, log = mask_losses(out, torch.stack(targets))
+        by_place = torch.tensor([q[0][0] == ANY_KIND and q[0][1] == ANY_COLOUR and len(t.nonzero()) > 8 for q, t in zip(parts, targets)])
+        log["iou_place"] = iou_of(upsampled(out.raw.detach()[by_place], size) > 0, torch.stack(targets)[by_place]).mean()
         dense = aux(features.levels, np.stack(ids), records)
         return loss + .5 * dense, dict(log, dense=dense)
     run_stage("sam2_image", folder, dict(sam2=sam2, teacher=teacher, aux=aux), steps, step_fn, lr)

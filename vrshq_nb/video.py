@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BAD_PICTURE', 'IMAGE_KINDS', 'VRSError', 'check_frames', 'check_indices', 'sample_indices', 'to_even', 'same_size',
-           'swap_in', 'atomic_path', 'reason', 'palette_graph', 'through', 'av_frames', 'encode', 'check_fps',
+           'reason', 'swap_in', 'atomic_path', 'av_frames', 'palette_graph', 'through', 'check_fps', 'encode',
            'write_video', 'box_sizes', 'declared_bytes', 'cut_off', 'broken', 'ArrayReader', 'natural_key',
            'load_image', 'image_size', 'FolderReader', 'GifReader', 'probe', 'AVReader', 'DecordReader', 'open_file',
            'open_reader', 'Video']
@@ -67,18 +67,14 @@ def sample_indices(
     if n == 1: return [(n_frames - 1) // 2]
     return (np.arange(n) * (n_frames - 1) / (n - 1)).round().astype(int).tolist()
 
-# %% ../nbs/00_video.ipynb #e066c250
-def to_even(
-    frame:np.ndarray, # uint8 (H, W, 3)
-)->np.ndarray: # uint8 (H + H % 2, W + W % 2, 3)
+# %% ../nbs/00_video.ipynb #53b650db
+def to_even(frame): # uint8 (H, W, 3) -> uint8 (H + H % 2, W + W % 2, 3)
     "Repeat the last row or column where a side is odd: `yuv420p` stores colour for 2 x 2 pixels together."
     h, w = frame.shape[:2]
     return np.pad(frame, ((0, h % 2), (0, w % 2), (0, 0)), mode="edge") if h % 2 or w % 2 else frame
 
-# %% ../nbs/00_video.ipynb #36e22148
-def same_size(
-    frames, # iterable of uint8 (H, W, 3)
-): # generator of the same frames
+# %% ../nbs/00_video.ipynb #a2f96fcd
+def same_size(frames): # iterable of uint8 (H, W, 3) -> generator of the same
     "Pass frames on, each of them checked: uint8, RGB, all of one size. No frame at all is a `VRSError`."
     shape = None
     for i, frame in enumerate(frames):
@@ -89,12 +85,15 @@ def same_size(
         yield frame
     if shape is None: raise VRSError("there are no frames to write: give at least one")
 
-# %% ../nbs/00_video.ipynb #250d1d56
-def swap_in(
-    new:Path, # file or folder just written
-    path:Path, # where it belongs; a folder there may only hold names that the new one holds too
-):
-    "Rename `new` to `path`; a `VRSError` rather than the loss of anything else."
+# %% ../nbs/00_video.ipynb #9066876f
+def reason(error): # str, one line
+    "What an error says, in a few words."
+    text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+    return text.splitlines()[0].lower()
+
+# %% ../nbs/00_video.ipynb #96e6d480
+def swap_in(new, path): # what was just written, where it belongs
+    "Rename `new` to `path`; a `VRSError` where a file in an old folder would be lost."
     if path.exists() and path.is_dir() != new.is_dir():
         raise VRSError(f"cannot write {path}: it is a {'folder' if path.is_dir() else 'file'}; choose another name")
     if not path.is_dir(): return os.replace(new, path)
@@ -120,19 +119,17 @@ def atomic_path(
         if aside.is_dir(): shutil.rmtree(aside, ignore_errors=True)
         else: aside.unlink(missing_ok=True)
 
-# %% ../nbs/00_video.ipynb #4298cf54
-def reason(
-    error:Exception,
-)->str: # one line
-    "What an error says, in a few words."
-    text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
-    return text.splitlines()[0].lower()
+# %% ../nbs/00_video.ipynb #984b15f0
+def av_frames(frames, rate): # uint8 (H, W, 3) each, frames a second as a Fraction -> generator of av.VideoFrame
+    "Arrays as FFmpeg's frames, each with its place in time."
+    import av
+    for i, frame in enumerate(frames):
+        f = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+        f.pts, f.time_base = i, 1 / rate
+        yield f
 
-# %% ../nbs/00_video.ipynb #963d0e96
-def palette_graph(
-    width:int, height:int, # pixels
-    rate:Fraction, # frames a second
-): # av.filter.Graph
+# %% ../nbs/00_video.ipynb #8d26210e
+def palette_graph(width, height, rate): # pixels, pixels, frames a second as a Fraction -> av.filter.Graph
     "An FFmpeg filter graph that gives each frame of a GIF the 256 colours that suit it best."
     from av.filter import Graph
     g = Graph()
@@ -143,11 +140,8 @@ def palette_graph(
     colours.link_to(use, 0, 1); use.link_to(sink); g.configure()
     return g
 
-# %% ../nbs/00_video.ipynb #029d047f
-def through(
-    graph, # av.filter.Graph
-    frames, # iterable of av.VideoFrame
-): # generator of av.VideoFrame
+# %% ../nbs/00_video.ipynb #e98f6edf
+def through(graph, frames): # av.filter.Graph, av.VideoFrames -> generator of av.VideoFrame
     "Push frames into a filter graph and yield what comes out."
     import av
     for frame in (f for part in (frames, [None]) for f in part): # None: no more to come
@@ -156,26 +150,14 @@ def through(
             try: yield graph.pull()
             except (av.error.BlockingIOError, av.error.EOFError): break
 
-# %% ../nbs/00_video.ipynb #c5937f4d
-def av_frames(
-    frames, # iterable of uint8 (H, W, 3)
-    rate:Fraction, # frames a second
-): # generator of av.VideoFrame
-    "Arrays as FFmpeg's frames, each with its place in time."
-    import av
-    for i, frame in enumerate(frames):
-        f = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-        f.pts, f.time_base = i, 1 / rate
-        yield f
+# %% ../nbs/00_video.ipynb #7a27b014
+def check_fps(fps): # frames a second -> Fraction
+    "A frame rate above 0 as a fraction that files can hold (29.97003 is 30000/1001); anything else is a `VRSError`."
+    if isinstance(fps, bool) or not isinstance(fps, Real) or not 0 < fps < math.inf: raise VRSError(f"fps must be a number above 0, not {fps!r}")
+    return Fraction(float(fps)).limit_denominator(1001)
 
-# %% ../nbs/00_video.ipynb #715c5ef5
-def encode(
-    container, # av container, open for writing
-    frames, # iterable of uint8 (H, W, 3), all of one size
-    rate:Fraction, # frames a second
-    gif:bool, # GIF, else H.264
-    crf:int, # quality of H.264
-):
+# %% ../nbs/00_video.ipynb #de7fd5cd
+def encode(container, frames, rate, gif, crf): # open for writing, uint8 (H, W, 3) each, a Fraction, GIF or H.264, quality
     "Encode frames into an open container, as they come."
     frames = frames if gif else map(to_even, frames)
     first = next(frames := iter(frames))
@@ -187,14 +169,6 @@ def encode(
     pictures = av_frames((f for part in ([first], frames) for f in part), rate)
     for f in through(palette_graph(s.width, s.height, rate), pictures) if gif else pictures: container.mux(s.encode(f))
     container.mux(s.encode(None))
-
-# %% ../nbs/00_video.ipynb #2847ad13
-def check_fps(
-    fps:float, # frames a second
-)->Fraction: # as a fraction that files can hold: 29.97003 is 30000/1001
-    "A frame rate above 0; anything else is a `VRSError`."
-    if isinstance(fps, bool) or not isinstance(fps, Real) or not 0 < fps < math.inf: raise VRSError(f"fps must be a number above 0, not {fps!r}")
-    return Fraction(float(fps)).limit_denominator(1001)
 
 # %% ../nbs/00_video.ipynb #e363915a
 def write_video(
@@ -215,10 +189,8 @@ def write_video(
     except av.error.FFmpegError as e: raise VRSError(f"cannot write {path} ({reason(e)}): check the path, its permissions and the free space") from e
     return path
 
-# %% ../nbs/00_video.ipynb #d84edb48
-def box_sizes(
-    path:Path, # mp4 or mov file
-): # generator of (start, size, kind)
+# %% ../nbs/00_video.ipynb #c48a96f9
+def box_sizes(path): # mp4 or mov -> generator of (start, size, kind)
     "The outermost boxes of an mp4 file, as they say of themselves."
     at, n = 0, os.path.getsize(path)
     with open(path, "rb") as f:
@@ -257,11 +229,8 @@ def cut_off(
     missing = "" if frame is None else f": frame {frame} {f'of {n_frames} ' if n_frames else ''}could not be read"
     return VRSError(f"{path}: the file seems {'cut off' if size else 'damaged or cut off'}{size}{missing}; copy or download it again")
 
-# %% ../nbs/00_video.ipynb #1aec299b
-def broken(
-    path:Path, # file
-    error:Exception, # what the library said
-)->VRSError:
+# %% ../nbs/00_video.ipynb #1359eaf7
+def broken(path, error): # file, what the library said -> VRSError
     "The error for a file that does not open as a video."
     there = os.path.getsize(path)
     if there == 0: return VRSError(f"{path} is empty (0 bytes): copy or download it again")
@@ -279,28 +248,22 @@ class ArrayReader:
         self.n_frames, self.height, self.width = self.array.shape[:3]
     def read(self, indices): return self.array[indices]
 
-# %% ../nbs/00_video.ipynb #850a4aff
-def natural_key(
-    path:str|Path, # file
-)->list: # sorts frame10 after frame9
+# %% ../nbs/00_video.ipynb #bf085a03
+def natural_key(path): # file -> list, that sorts frame10 after frame9
     "A key for sorting that reads the digits in a name as numbers."
     return [int(s) if s.isdecimal() else s.lower() for s in re.split(r"(\d+)", Path(path).name)]
 
-# %% ../nbs/00_video.ipynb #19dcef98
+# %% ../nbs/00_video.ipynb #8f59c18a
 BAD_PICTURE = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, Image.DecompressionBombError) # what Pillow raises for broken files
 
-def load_image(
-    path:Path, # any kind that Pillow reads
-)->np.ndarray: # uint8 (H, W, 3)
+def load_image(path): # any kind that Pillow reads -> uint8 (H, W, 3)
     "One picture as upright RGB; a `VRSError` for a file that is no picture or is cut off."
     try:
         with Image.open(path) as im: return np.asarray(ImageOps.exif_transpose(im).convert("RGB"))
     except BAD_PICTURE as e: raise VRSError(f"{path} cannot be read as a picture ({reason(e)}): save it again, or take it away") from e
 
-# %% ../nbs/00_video.ipynb #86ef83f6
-def image_size(
-    path:Path, # any kind that Pillow reads
-)->tuple[int, int]: # height, width
+# %% ../nbs/00_video.ipynb #743b602b
+def image_size(path): # any kind that Pillow reads -> (height, width)
     "The size of a picture once it is upright, from its header alone."
     try:
         with Image.open(path) as im: (w, h), turned = im.size, im.getexif().get(274, 1) >= 5 # 274: orientation; 5 to 8 lie on their side
@@ -326,7 +289,7 @@ class FolderReader:
                                f"{f.name} is {size[1]}x{size[0]}: bring them to one size")
     def read(self, indices): return np.stack([load_image(self.files[i]) for i in indices])
 
-# %% ../nbs/00_video.ipynb #42c63e37
+# %% ../nbs/00_video.ipynb #a0b911ec
 class GifReader:
     "An animated GIF, through Pillow."
     def __init__(self,
@@ -336,8 +299,9 @@ class GifReader:
             self.path, self.image = path, Image.open(path)
             self.n_frames, (self.width, self.height) = self.image.n_frames, self.image.size
             ms = [self.seek(i).info.get("duration") or 100 for i in range(self.n_frames)]
-        except BAD_PICTURE as e: raise broken(path, e) from e
+        except BAD_PICTURE as e: raise cut_off(path) from e
         self.fps = round(1000 * len(ms) / sum(ms), 1)
+        if path.read_bytes()[-1:] != b";": self.read([self.n_frames - 1]) # no end mark: is the last picture there?
     def seek(self, i): self.image.seek(int(i)); return self.image
     def read(self, indices):
         frames = []
