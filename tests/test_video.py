@@ -418,3 +418,9 @@ def test_atomic_path_forgotten(tmp_path):
     error(forget)
 
 def test_array_reader_does_not_copy(clip): assert ArrayReader(clip).array is clip
+
+def test_table_of_frames_missing_exactly(tmp_path, clip):
+    "All pictures are there, the box after them is not."
+    path = write_raw(tmp_path / "a.mp4", clip)
+    data = path.read_bytes(); path.write_bytes(data[:data.rfind(b"moov") - 4])
+    assert "cut off" in error(Video.open, path)

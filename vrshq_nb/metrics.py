@@ -28,7 +28,7 @@ def _as_pair(pred, true, void=None):
             raise ValueError(f"{name} must have the shape of pred, {list(pred.shape)}, got {list(x.shape)}")
     return pred & keep, true & keep
 
-# %% ../nbs/20_metrics.ipynb #aecdb1c8
+# %% ../nbs/20_metrics.ipynb #d1adabe2
 def jaccard(
     pred, # [T, H, W], array or tensor; anything but 0 is object
     true, # [T, H, W]
@@ -36,7 +36,7 @@ def jaccard(
 )->np.ndarray: # [T] float64, in [0, 1]; 1 where both masks are empty
     "Region similarity J of every frame: intersection over union (DAVIS). Bad shapes raise `ValueError`."
     pred, true = _as_pair(pred, true, void)
-    both, either = (x.sum((1, 2)) for x in (pred & true, pred | true))
+    both, either = (np.array([np.count_nonzero(m) for m in x]) for x in (pred & true, pred | true))
     return np.where(either == 0, 1., both / np.maximum(either, 1))
 
 # %% ../nbs/20_metrics.ipynb #5fe3e13e
@@ -80,15 +80,16 @@ def dilate(
         out[:, :height - dy] |= hit[:, dy:]
     return out
 
-# %% ../nbs/20_metrics.ipynb #e3eba72f
+# %% ../nbs/20_metrics.ipynb #b9f62120
 def _match(a, b, radius):
     "F of two boundary maps [H, W]."
-    n_a, n_b = a.sum(), b.sum()
+    n_a, n_b = np.count_nonzero(a), np.count_nonzero(b)
     if n_a == 0 or n_b == 0: return float(n_a == n_b)
     rows, cols = (np.flatnonzero((a | b).any(axis)) for axis in (1, 0))
     box = np.s_[None, rows[0]:rows[-1] + 1, cols[0]:cols[-1] + 1]      # outside it there is nothing to match
     a, b = a[box], b[box]
-    precision, recall = (a & dilate(b, radius)).sum() / n_a, (b & dilate(a, radius)).sum() / n_b
+    precision = np.count_nonzero(a & dilate(b, radius)) / n_a
+    recall = np.count_nonzero(b & dilate(a, radius)) / n_b
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.
 
 # %% ../nbs/20_metrics.ipynb #be0a1f90
@@ -115,7 +116,7 @@ def j_and_f(
     f = float(boundary_f(pred, true, void, threshold).mean())
     return j, f, (j + f) / 2
 
-# %% ../nbs/20_metrics.ipynb #a0b6f3e9
+# %% ../nbs/20_metrics.ipynb #c6a5cf2c
 def bootstrap_interval(
     values, # [N], e.g. the J&F of N expressions
     groups=None, # [N], the clip of each value, or nothing if the values are independent
@@ -133,6 +134,7 @@ def bootstrap_interval(
     index = np.arange(len(values)) if groups is None else np.unique(groups, return_inverse=True)[1]
     size, total = np.bincount(index), np.bincount(index, values)       # [G] values in each group and their sum
     if len(size) == 1: return float(values.mean()), math.nan, math.nan
-    draws = np.random.default_rng(seed).integers(len(size), size=(n, len(size)))
-    low, high = np.quantile(total[draws].sum(1) / size[draws].sum(1), [.5 - level / 2, .5 + level / 2])
+    rng = np.random.default_rng(seed)
+    draws = (rng.integers(len(size), size=len(size)) for _ in range(n))
+    low, high = np.quantile([total[d].sum() / size[d].sum() for d in draws], [.5 - level / 2, .5 + level / 2])
     return float(values.mean()), float(low), float(high)

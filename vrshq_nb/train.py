@@ -489,11 +489,21 @@ def new_encoder(folder):
     encoder.eye.requires_grad_(False)
     return encoder
 
+def tie_heads(llm, share=2/3, gain=.8):
+    "Most heads begin by looking for what is like themselves (queries and keys projected alike): words find the pictures of what they name, `(t)` finds frame t."
+    for layer in llm.model.layers:
+        a = layer.self_attn
+        rows = int(round(share * llm.config.num_attention_heads)) * a.head_dim
+        with torch.no_grad():
+            for start in range(0, rows, a.head_dim):
+                nn.init.orthogonal_(a.k_proj.weight[start:start + a.head_dim], gain)
+            a.q_proj.weight[:rows] = a.k_proj.weight[:rows]
+
 def train_language(folder, steps=3000, lr=1e-3, clips=8, sentences=8, easy=400, seed=0):
     "The language model: learn where and what from auxiliary losses on its states."
     torch.manual_seed(seed)
     encoder, aux = new_encoder(folder).train(), LanguageAux(192)
-    encoder.eye.eval()
+    encoder.eye.eval(); tie_heads(encoder.llm)
     bank, words = Bank(encoder, 300), word_tokens(encoder.tokenizer)
     def step_fn(step):
         rng = np.random.default_rng([13, seed, step])
@@ -507,8 +517,22 @@ def load_parts(path, **modules):
     state = torch.load(path, weights_only=True)
     for name, module in modules.items(): module.load_state_dict(state[name])
 
-def train_sam2_memory(folder, steps=1400, lr=5e-4, clips=4, tracks=4, length=6, seed=0):
-    "SAM 2's memory: follow a mask through a few frames, forwards or backwards, behind things and out of the frame."
+def some_tracks(record, ids, frames, rng, n):
+    "`n` tracks that are in view at the first of `frames`: true masks bool (n, L, H, W); things that vanish later come first, since they are rare."
+    seen = np.flatnonzero(record.share[:, frames[0]] > .4)
+    order = sorted(rng.permutation(seen), key=lambda i: record.share[i, frames].min() > .1)
+    pairs = [[int(i) for i in rng.permutation(seen)[:2]] for _ in range(n)]
+    some = [[int(order[k])] if k < len(order) and rng.random() < .85 else pairs[k] for k in range(n)]
+    return [masks_of(ids[frames], s) for s in some]
+
+def some_way(rng, length, n=16):
+    "Frames to follow a thing through: forwards or backwards, every one or every second."
+    stride = int(rng.choice([1, 1, 2])); start = int(rng.integers(n - (length - 1) * stride))
+    frames = start + stride * np.arange(length)
+    return frames[::-1] if rng.random() < .5 else frames
+
+def train_sam2_memory(folder, steps=900, lr=5e-4, clips=4, tracks=4, length=6, queries=6, seed=0):
+    "SAM 2's memory: follow a mask through a few frames, behind things and out of the frame; tokens are decoded beside, so as not to be forgotten."
     torch.manual_seed(seed)
     sam2, teacher = sam2_from_config(SAM2_NANO).train(), Teacher(128)
     load_parts(Path(folder) / "sam2_image.pt", sam2=sam2, teacher=teacher)
@@ -517,26 +541,24 @@ def train_sam2_memory(folder, steps=1400, lr=5e-4, clips=4, tracks=4, length=6, 
     size = SAM2_NANO["image_size"]
     def step_fn(step):
         rng = np.random.default_rng([14, seed, step])
-        images, prompts, rows, targets = [], [], [], []
+        images, tracked, rows, parts, at_row, wanted = [], [], [], [], [], []
         for c in range(clips):
-            clip = make_clip("train", 400, step * clips + c, size, 16, 0)
-            stride = int(rng.choice([1, 1, 2])); start = int(rng.integers(16 - (length - 1) * stride))
-            frames = start + stride * np.arange(length)
-            if rng.random() < .5: frames = frames[::-1]
-            seen = np.flatnonzero(clip.record.share[:, frames[0]] > .4)
-            if not len(seen): continue
-            first = len(images)
-            images += list(clip.frames[frames])
-            # things that vanish later come first: they are rare
-            order = sorted(rng.permutation(seen), key=lambda i: clip.record.share[i, frames].min() > .1)
-            for k in range(tracks):
-                some = [int(order[k % len(order)])] if k < len(order) or rng.random() < .5 else [int(i) for i in rng.permutation(seen)[:2]]
-                truth = masks_of(clip.ids[frames], some)
-                prompts.append(truth[0]); targets.append(truth); rows.append(torch.arange(first, first + length))
-        with torch.no_grad(): features = sam2.encode(np.stack(images), len(images))
-        out = sam2.propagate(features, 0, torch.stack(prompts), rows=torch.stack(rows), details=True)
+            clip, frames = make_clip("train", 400, step * clips + c, size, 16, 0), some_way(rng, length)
+            first = len(images); images += list(clip.frames[frames])
+            if (clip.record.share[:, frames[0]] > .4).any():
+                tracked += some_tracks(clip.record, clip.ids, frames, rng, tracks)
+                rows += [torch.arange(first, first + length)] * tracks
+            for _ in range(queries):
+                t = int(rng.integers(length))
+                query, meant = random_query(clip.record, rng, int(frames[t]))
+                parts.append(query); at_row.append(first + t); wanted.append(masks_of(clip.ids[frames[t]], meant))
+        with torch.no_grad(): features, tokens = sam2.encode(np.stack(images), len(images)), teacher(sam2, parts)
+        truth = torch.stack(tracked)
+        out = sam2.propagate(features, 0, truth[:, 0], rows=torch.stack(rows), details=True)
         later = lambda x: x[:, 1:].flatten(0, 1)
-        return mask_losses(MaskOutput(*(later(getattr(out, k)) for k in ("logits", "raw", "iou", "object_logit"))), torch.stack(targets)[:, 1:].flatten(0, 1))
+        loss, log = mask_losses(MaskOutput(*(later(getattr(out, k)) for k in ("logits", "raw", "iou", "object_logit"))), later(truth))
+        by_token, other = mask_losses(sam2.decode(features, at_row, tokens), torch.stack(wanted))
+        return loss + .5 * by_token, log | dict(iou_token=other.get("iou", 0.), hit_token=other.get("hit", 0.))
     run_stage("sam2_memory", folder, dict(sam2=sam2), steps, step_fn, lr)
 
 # %% joint
@@ -556,7 +578,7 @@ def sentence_query(record, e, t=None):
     if not e.targets: return [(ANY_KIND, ANY_COLOUR, 2)]
     return [tak_part(record, i) if t is None else seg_part(record, i, t) for i in e.targets]
 
-def joint_losses(encoder, sam2, teacher, batch, frames, rows, goal, seg, tak, rng, per_clip=4):
+def joint_losses(encoder, sam2, teacher, batch, frames, rows, goal, seg, tak, rng, per_clip=3):
     "Tokens against the teacher's, and the masks SAM 2 decodes from them: the fused token on two frames, `[SEG]` on one."
     seg, tak = encoder.project(seg), encoder.project(tak)                    # (B, S, T, D), (B, S, D)
     tokens, truth, feats, queries, given = [], [], [], [], []
@@ -586,7 +608,7 @@ def joint_losses(encoder, sam2, teacher, batch, frames, rows, goal, seg, tak, rn
 
 JOINT_WEIGHTS = dict(language=.5, masks=1., like=1.)
 
-def train_joint(folder, steps=800, lr=5e-4, clips=5, sentences=8, seed=0):
+def train_joint(folder, steps=1300, lr=8e-4, clips=6, sentences=8, easy=0, seed=0):
     "The language model learns to write tokens that SAM 2 understands: towards the teacher's, and through the mask losses."
     torch.manual_seed(seed)
     encoder, aux = new_encoder(folder).train(), LanguageAux(192)
@@ -596,10 +618,10 @@ def train_joint(folder, steps=800, lr=5e-4, clips=5, sentences=8, seed=0):
     newest = next(p for p in ("sam2_memory.pt", "sam2_image.pt") if (Path(folder) / p).exists())
     load_parts(Path(folder) / newest, sam2=sam2)
     encoder.eye.eval(); sam2.eval().requires_grad_(False); teacher.requires_grad_(False)
-    bank, words = SamBank(encoder, sam2, 300, most=1000, fill=100), word_tokens(encoder.tokenizer)
+    bank, words = SamBank(encoder, sam2, 300, most=1000, new=1, fill=100), word_tokens(encoder.tokenizer)
     def step_fn(step):
         rng = np.random.default_rng([15, seed, step])
-        batch, frames, rows, goal, seg, tak, losses, log = language_step(encoder, aux, bank, step, rng, clips, sentences, FULL, words)
+        batch, frames, rows, goal, seg, tak, losses, log = language_step(encoder, aux, bank, step, rng, clips, sentences, EASY if step < easy else FULL, words)
         masks, like, more = joint_losses(encoder, sam2, teacher, batch, frames, rows, goal, seg, tak, rng)
         language = sum(LANGUAGE_WEIGHTS[k] * v for k, v in losses.items())
         return JOINT_WEIGHTS["language"] * language + JOINT_WEIGHTS["masks"] * masks + JOINT_WEIGHTS["like"] * like, log | more

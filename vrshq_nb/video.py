@@ -202,14 +202,14 @@ def box_sizes(path): # mp4 or mov -> generator of (start, size, kind)
             yield at, size, kind.decode("latin1")
             at += size
 
-# %% ../nbs/00_video.ipynb #37fb2475
+# %% ../nbs/00_video.ipynb #dd0895d9
 def declared_bytes(
     path:Path, # video file
 )->int: # 0 where the file does not say
     "The bytes that a video file says it has: if fewer are there, it was cut off."
     with open(path, "rb") as f: head = f.read(128)
     if head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"wide", b"skip"): # mp4, mov
-        return max(start + size for start, size, _ in box_sizes(path)) if len(head) >= 16 else 16
+        return max((start + size for start, size, _ in box_sizes(path)), default=16) # 16: not even one box
     if head[:4] == b"RIFF" and len(head) >= 8: return 8 + struct.unpack("<I", head[4:8])[0] # avi
     at = head.find(b"\x18\x53\x80\x67") + 4 # webm, mkv: the segment, then its size in 1 to 8 bytes
     if head[:4] != b"\x1a\x45\xdf\xa3" or at < 4 or not head[at:] or not head[at]: return 0
@@ -229,12 +229,13 @@ def cut_off(
     missing = "" if frame is None else f": frame {frame} {f'of {n_frames} ' if n_frames else ''}could not be read"
     return VRSError(f"{path}: the file seems {'cut off' if size else 'damaged or cut off'}{size}{missing}; copy or download it again")
 
-# %% ../nbs/00_video.ipynb #1359eaf7
+# %% ../nbs/00_video.ipynb #3ed7c717
 def broken(path, error): # file, what the library said -> VRSError
     "The error for a file that does not open as a video."
     there = os.path.getsize(path)
     if there == 0: return VRSError(f"{path} is empty (0 bytes): copy or download it again")
-    if there < declared_bytes(path): return cut_off(path)
+    with open(path, "rb") as f: mp4 = f.read(8)[4:] == b"ftyp" # then its table of frames is what is missing
+    if mp4 or there < declared_bytes(path): return cut_off(path)
     return VRSError(f"{path} is not a video that can be read ({reason(error)}): give an mp4, webm, mov or gif file, or a folder of pictures")
 
 # %% ../nbs/00_video.ipynb #f58dfa2b
