@@ -28,7 +28,7 @@ def settings():
 
 def python(code, cwd):
     "What a fresh interpreter, started outside the checkout, prints for `code`."
-    done = subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -100,7 +100,7 @@ def test_console_script_help(tmp_path):
     [script] = importlib.metadata.entry_points(group="console_scripts", name="vrshq")
     assert script.value == "vrshq_nb.cli:main"
     program = Path(sys.executable).parent / "vrshq"
-    done = subprocess.run([program, "--help"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([program, "--help"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert all(command in done.stdout for command in ("demo", "segment", "minivrs", "train", "evaluate", "bench", "info"))
 

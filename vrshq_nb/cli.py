@@ -27,13 +27,14 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **kwargs)
     def error(self, message): raise UsageError(f"{message} (see {self.prog} --help)")
 
-# %% ../nbs/41_cli.ipynb #94a01f84
+# %% ../nbs/41_cli.ipynb #d22b761e
 def is_bad_input(
     error:BaseException, # caught, so that it has a traceback
 )->bool:
     "Whether an error is this package's word on its input: `VRSError`, `UsageError`, or a `ValueError` that one of its lines raised."
+    if isinstance(error, UsageError): return True
     from vrshq_nb.video import VRSError
-    if isinstance(error, (VRSError, UsageError)): return True
+    if isinstance(error, VRSError): return True
     where = error.__traceback__
     while where and where.tb_next: where = where.tb_next
     if not isinstance(error, ValueError) or where is None: return False
@@ -277,12 +278,12 @@ SAMPLES = [Sample(*row) for row in (
     ("all_animals", 5, "several", "all the animals", "all the animals"),
     ("nothing", 4, "absent", "the {colour} {kind}", "the orange fish"))]
 
-# %% ../nbs/41_cli.ipynb #ad6665a8
+# %% ../nbs/41_cli.ipynb #08d448ef
 def say(
     record, # of a clip
     family:str, # of the grammar
     pattern:str, # regular expression for the whole sentence
-    tries:int=5000,
+    tries:int=1500, # sentences drawn
 ): # generator of `Expression`
     "Sentences of a family about a clip that fit a pattern, as chance brings them, but always the same chance."
     import numpy as np
@@ -332,7 +333,7 @@ def demo_row(
     j, f, _ = j_and_f(seg.masks, true)
     return dict(name=name, text=expression.text, keyframe=seg.keyframe, J=j, F=f, found=seg.found, there=bool(expression.targets))
 
-# %% ../nbs/41_cli.ipynb #fb5866bc
+# %% ../nbs/41_cli.ipynb #e47f40f0
 def table_line(row)->str:
     "One line of the demo's table."
     found = f"{'yes' if row['found'] else 'no'}, {'right' if row['found'] == row['there'] else 'wrong'}"
@@ -351,7 +352,7 @@ def demo_command(args):
     check_output(out, "any")
     first, model = next(samples), VRSHQ.from_pretrained(args.model, args.device)
     (out / "clips").mkdir(parents=True, exist_ok=True)
-    print(f"{'clip':<13} {'sentence':<49} {'keyframe':>8} {'J':>6} {'F':>6}   found?", flush=True)
+    print(f"{'clip':<13} {'sentence':<49} {'keyframe':>8} {'J':>6} {'F':>6}   there?", flush=True)
     for sample in (s for part in ([first], samples) for s in part):
         rows.append(demo_row(model, *sample, out))
         print(table_line(rows[-1]), flush=True)
@@ -359,7 +360,7 @@ def demo_command(args):
     print(f"{'mean':<13} {f'J&F {(j + f) / 2:.3f}':<49} {'':>8} {j:6.2f} {f:6.2f}   {sum(r['found'] == r['there'] for r in rows)} of {len(rows)} right")
     print(f"Look at {out}/*.png (results over the truth) and {out}/*.mp4 (overlays); the clips themselves are in {out}/clips.")
 
-# %% ../nbs/41_cli.ipynb #5622dd71
+# %% ../nbs/41_cli.ipynb #28e330eb
 def sample_record(
     sample:Sample,
     clip, # `Clip`
@@ -375,8 +376,8 @@ def sample_record(
 
 SAMPLE_README = """# Sample clips
 Ten cartoon clips drawn by this package (`vrshq minivrs --samples data_samples` makes them again), each with sentences and true masks.
-Nobody chose them: of MiniVRS, split `{split}`, seed {seed}, each is the first clip, taken by no earlier row, about which the grammar can say a sentence
-of the pattern; of several such sentences, the first in the alphabet. No model was trained on that seed.
+Nobody chose them: of MiniVRS, split `{split}`, seed {seed}, each is the first clip, taken by no earlier row, about which the grammar, given 1,500 tries, says a
+sentence of the pattern; of several such sentences, the first in the alphabet. No model was trained on that seed.
 
 | clip | index | sentence | pattern | type | targets |
 |---|---|---|---|---|---|
@@ -385,26 +386,28 @@ of the pattern; of several such sentences, the first in the alphabet. No model w
 Type: 0 referring, 1 reasoning, 2 nothing of the kind is there. `NAME.json` holds the sentence first, then more about the same clip: for each its targets
 (numbers of `things`) and one mask a frame as COCO run lengths (`pycocotools.mask.decode`). All clips have 16 frames of 256 x 256 pixels at 8 frames a second.
 
-![The sample clips, targets in red](contact_sheet.png)
+![The sample clips, targets with a red edge](contact_sheet.png)
 
 Licence: Apache 2.0, as the package. Frames, masks and sentences come from the package's own code; nothing was taken from elsewhere.
 """
 
-# %% ../nbs/41_cli.ipynb #8a959725
+# %% ../nbs/41_cli.ipynb #d76123e4
 def sample_files()->list:
     "The names of all that `write_samples` writes."
     return ["README.md", "contact_sheet.png", *(f"{s.name}{end}" for s in SAMPLES for end in (".json", ".mp4"))]
 
-def sample_sheet(clips:list): # of (name, Clip, Expression) -> PIL image
-    "Four frames of each clip in a row, the targets in red; few colours, so that the file stays small."
-    import numpy as np
+def sample_sheet(
+    clips:list, # of (name, Clip, Expression)
+): # PIL image of 256 colours
+    "Four frames of each clip in a row under its sentence, the targets with a red edge."
     from PIL import Image
-    from vrshq_nb.viz import contact_sheet
-    pick = [0, 5, 10, 15]
-    frames = np.concatenate([c.frames[pick] for _, c, _ in clips])
-    titles = [text for name, _, e in clips for text in (name, "", "", "")]
-    masks = np.concatenate([c.masks(e)[pick] for _, c, e in clips])
-    return Image.fromarray(contact_sheet(frames, masks, [t or " " for t in titles], 4, 640).array).quantize(64, dither=Image.Dither.NONE)
+    from vrshq_nb.viz import grid, labelled, object_colour, outline_of, resize
+    pick, rows = [0, 5, 10, 15], []
+    for name, clip, e in clips:
+        frames = clip.frames[pick]
+        frames[outline_of(clip.masks(e)[pick], 4)] = object_colour(0)
+        rows.append(labelled(grid(list(resize(frames, 150, 150)), 4), f"{name}: “{e.text}”" + ("" if e.targets else " (nothing of the kind is there)")))
+    return Image.fromarray(grid(rows, 1, 8)).quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
 
 def write_samples(
     folder:Path, # is made, or replaced where it holds samples only

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
+from transformers.models.llama.modeling_llama import rotate_half
 
 from vrshq_nb.mdp import Features, MaskOutput, sam2_from_config
 from vrshq_nb.metrics import boundary_f, bootstrap_interval, jaccard
@@ -425,6 +426,26 @@ def language_losses(encoder, aux, hidden, ids, goal):
     words = F.cross_entropy(encoder.llm.lm_head(hidden[:, :, :-1][answer]), ids[..., 1:][answer])
     return seg, tak, where, dict(words=words, occupancy=occupancy, presence=presence, place=place, what=what)
 
+def pointer_loss(encoder, out, P, ids, goal, layer=3):
+    "One head of a middle layer is shown where to look: from `(t)` in the answer to the target's tokens in frame t."
+    attention, rope = encoder.llm.model.layers[layer].self_attn, encoder.llm.model.rotary_emb
+    x = encoder.llm.model.layers[layer].input_layernorm(out.hidden_states[layer])
+    B, S, L = ids.shape
+    d, T = attention.head_dim, goal["present"].shape[2]
+    positions = gather_positions(ids, encoder.seg_id)
+    def head(proj, states, place):
+        y = F.linear(states, proj.weight[:d])[:, None]
+        cos, sin = rope(y, place)
+        return (y * cos[:, None] + rotate_half(y) * sin[:, None])[:, 0]
+    q = head(attention.q_proj, at(x[:, P:].view(B, S, L, -1), positions).flatten(1, 2), P + positions.flatten(1))   # (B, S·T, d)
+    k = head(attention.k_proj, x[:, :P], torch.arange(P)[None].expand(B, -1))                                       # (B, P, d)
+    score = (q @ k.transpose(1, 2) / d ** .5).view(B, S, T, P).log_softmax(-1).view(B, S, T, T, -1)[..., 1:]
+    own = score.diagonal(dim1=2, dim2=3).movedim(-1, 2)                                                             # (B, S, T, 16): frame t for (t)
+    side = int(goal["occupancy"].shape[-1] ** .5)
+    wanted = F.avg_pool2d(goal["occupancy"].view(-1, 1, side, side), 2).view(B, S, T, -1)
+    wanted = wanted / wanted.sum(-1, keepdim=True).clamp(min=1e-6)
+    return -(wanted * own).sum(-1)[goal["present"]].mean()
+
 def right_object(where, goal):
     "Per sentence with one target: share of its visible frames in which the occupancy map points at the right thing, (B, S), NaN elsewhere."
     p = where[..., :-1].sigmoid()
@@ -457,6 +478,7 @@ def language_step(encoder, aux, bank, step, rng, clips, sentences, weights, word
     goal = sentence_targets(batch, rows, frames)
     seg, tak, where, losses = language_losses(encoder, aux, hidden, ids, goal)
     losses |= video_losses(encoder, aux, out, P, batch, frames, word_ids)
+    losses["pointer"] = pointer_loss(encoder, out, P, ids, goal)
     right, log = right_object(where.detach(), goal), dict(losses)
     for family in FULL:
         chosen = torch.tensor([[e.family == family for e in r] for r in rows])
@@ -465,7 +487,7 @@ def language_step(encoder, aux, bank, step, rng, clips, sentences, weights, word
         elif family == "absent" and chosen.any(): log["r_absent"] = (where.detach()[..., -1][chosen].amax(-1) < 0).float().mean()
     return batch, frames, rows, goal, seg, tak, losses, log
 
-LANGUAGE_WEIGHTS = dict(words=.5, occupancy=3., presence=.5, place=4., what=.25, align=.25, motion=.5)
+LANGUAGE_WEIGHTS = dict(words=.5, occupancy=3., presence=.5, place=4., what=.25, align=.25, motion=.5, pointer=.5)
 
 def word_tokens(tokenizer):
     "Ids of the words for kinds and colours."
@@ -499,12 +521,12 @@ def tie_heads(llm, share=2/3, gain=.8):
                 nn.init.orthogonal_(a.k_proj.weight[start:start + a.head_dim], gain)
             a.q_proj.weight[:rows] = a.k_proj.weight[:rows]
 
-def train_language(folder, steps=3000, lr=1e-3, clips=8, sentences=8, easy=400, seed=0):
+def train_language(folder, steps=3000, lr=1e-3, clips=8, sentences=8, easy=400, most=5000, seed=0):
     "The language model: learn where and what from auxiliary losses on its states."
     torch.manual_seed(seed)
     encoder, aux = new_encoder(folder).train(), LanguageAux(192)
     encoder.eye.eval(); tie_heads(encoder.llm)
-    bank, words = Bank(encoder, 300), word_tokens(encoder.tokenizer)
+    bank, words = Bank(encoder, 300, most=most), word_tokens(encoder.tokenizer)
     def step_fn(step):
         rng = np.random.default_rng([13, seed, step])
         *_, losses, log = language_step(encoder, aux, bank, step, rng, clips, sentences, EASY if step < easy else FULL, words)
@@ -516,6 +538,18 @@ def load_parts(path, **modules):
     "Loads modules from a stage's checkpoint."
     state = torch.load(path, weights_only=True)
     for name, module in modules.items(): module.load_state_dict(state[name])
+
+def wake_memory(sam2, sharpness=1.7, pairs=8, loudness=5.):
+    "Lets memory begin useful: attention looks at the same place in earlier frames (equal biases, which RoPE turns by place), and the mask is heard beside the image."
+    encoder = sam2.memory_encoder
+    with torch.no_grad():
+        encoder.pix_feat_proj.weight.mul_(.3)
+        for layer in sam2.memory_attention.layers:
+            a = layer.cross_attn_image
+            for proj in (a.q_proj, a.k_proj):           # the fastest `pairs` of each axis tell neighbours apart
+                proj.bias.zero_()
+                for axis in proj.bias.chunk(2): axis[:2 * pairs] = sharpness
+            a.v_proj.weight.mul_(loudness); a.out_proj.weight.mul_(loudness)
 
 def some_tracks(record, ids, frames, rng, n):
     "`n` tracks that are in view at the first of `frames`: true masks bool (n, L, H, W); things that vanish later come first, since they are rare."
@@ -537,6 +571,7 @@ def train_sam2_memory(folder, steps=900, lr=5e-4, clips=4, tracks=4, length=6, q
     sam2, teacher = sam2_from_config(SAM2_NANO).train(), Teacher(128)
     load_parts(Path(folder) / "sam2_image.pt", sam2=sam2, teacher=teacher)
     sam2.hide_absent = True
+    wake_memory(sam2)
     for part in (sam2.image_encoder, sam2.sam_mask_decoder.conv_s0, sam2.sam_mask_decoder.conv_s1, teacher): part.requires_grad_(False)
     size = SAM2_NANO["image_size"]
     def step_fn(step):

@@ -363,7 +363,7 @@ def summary_picture(
     for i, line in enumerate(lines): ImageDraw.Draw(head).text((4, 4 + 20 * i), fit_text(line, head.width - 8, 14), "#111", font(14))
     return Picture(np.concatenate([np.asarray(head), sheet]))
 
-# %% ../nbs/02_viz.ipynb #3dfdf993
+# %% ../nbs/02_viz.ipynb #8c9ddcf6
 def plot_with_ruler(
     seg, # `Segmentation`
     width:int=480, # pixels
@@ -375,7 +375,7 @@ def plot_with_ruler(
     ax.fill_between(range(n), [float(to_masks(seg.masks, [i]).mean()) for i in range(n)], step="mid", alpha=.3)
     if seg.candidates: ax.bar([c.frame for c in seg.candidates], [c.score for c in seg.candidates], .5, color=object_colour(3) / 255)
     ax.axvline(seg.keyframe, color=object_colour(0) / 255, ls="--", lw=1)
-    ax.set(xlim=(-.5, n - .5)); ax.tick_params(labelsize=8); ax.set_title("score of the candidates (bars), share of the frame under the mask (blue)", fontsize=9)
+    ax.set(xlim=(-.5, n - .5)); ax.tick_params(labelsize=8); ax.set_title("scores (bars), share under the mask (blue)", fontsize=9)
     fig.tight_layout(); canvas.draw()
     left, right = ax.transData.transform([(0, 0), (1, 0)])[:, 0]
     return np.asarray(canvas.buffer_rgba())[..., :3].copy(), float(left), float(right - left)
