@@ -1,8 +1,8 @@
-# make demo | test | lab | notebooks | bench: each installs what it needs into .venv first, once.
+# make demo | test | lab | notebooks | readme: each installs what it needs into .venv first, once.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo install test check nbtest pytest lab notebooks bench wheel clean
+.PHONY: help demo install test check nbtest pytest lab notebooks readme wheel clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -69,14 +69,12 @@ demo: $(VENV)/.package  ## install, then segment sample videos with the model in
 lab: $(VENV)/.lab  ## JupyterLab on the notebooks
 	$(BIN)/python -m jupyter lab nbs $(LAB_ARGS)
 
-bench: $(VENV)/.package  ## speed and memory, beside the reference flow
-	$(BIN)/vrshq bench
-
 # ---- developing ----------------------------------------------------------------------------------------------------
 test: check nbtest pytest  ## all checks: notebooks and package agree, pyflakes, every notebook runs, pytest
 
 check: $(VENV)/.dev
 	.ci/notebooks drift
+	$(BIN)/python .ci/readme --check
 	$(BIN)/python -m pyflakes vrshq_nb
 
 nbtest: $(VENV)/.dev
@@ -91,6 +89,9 @@ notebooks: $(VENV)/.dev  ## run all notebooks in place and keep their outputs
 	  PATH="$$PWD/$(BIN):$$PATH" PYTHONPATH="$$PWD" IN_TEST=1 $(BIN)/python -m jupyter nbconvert --to notebook --execute --inplace \
 	    --ExecutePreprocessor.timeout=900 --ExecutePreprocessor.kernel_name=python3 "$$nb"; done
 	$(BIN)/nbdev_clean
+
+readme: $(VENV)/.dev  ## README.md from nbs/index.ipynb
+	$(BIN)/python .ci/readme
 
 wheel: $(VENV)/.sam2  ## a wheel in dist/
 	@rm -rf build vrshq_nb.egg-info

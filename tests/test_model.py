@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from vrshq_nb import VRSHQ, Video, VRSError
 from vrshq_nb.minivrs import make_clip
-from vrshq_nb.model import Segmentation, find_device, load_masks
+from vrshq_nb.model import Segmentation, Stopwatch, find_device, find_weights, load_masks, own_state, weight_problems
 
 TEXTS = ["the red car", "what flies?", "every animal", "the thing that leaves first", "the lamp on the left"]
 
@@ -152,7 +152,8 @@ def test_weights_that_do_not_fit_are_named(saved, edit, message):
     with pytest.raises(VRSError, match=message): VRSHQ.from_pretrained(saved)
 
 
-@pytest.mark.parametrize("name, content", [("model.safetensors", b"\x08"), ("config.json", b"{"), ("config.json", b"{}"), ("model.safetensors", None), ("tokenizer.json", None)])
+@pytest.mark.parametrize("name, content", [("model.safetensors", b"\x08"), ("config.json", b"{"), ("config.json", b"{}"), ("config.json", b"[1]"), ("model.safetensors", None),
+                                           ("tokenizer.json", None), ("tokenizer.json", b"{}"), ("tokenizer.json", b"\xff")])
 def test_broken_models(saved, name, content):
     (saved / name).unlink()
     if content is not None: (saved / name).write_bytes(content)
@@ -160,9 +161,9 @@ def test_broken_models(saved, name, content):
 
 
 def test_unknown_models_and_devices(tmp_path):
-    for name in ("giga", str(tmp_path), str(tmp_path / "nothing")):
+    for name in ("", " ", "giga", "./nano", tmp_path, str(tmp_path / "nothing")):
         with pytest.raises(VRSError): VRSHQ.from_pretrained(name)
-    for name in ("tpu9", "cuda:99"):
+    for name in ("tpu9", "cuda:99", 1.5):
         with pytest.raises(VRSError, match="device"): find_device(name)
 
 
@@ -170,3 +171,116 @@ def test_the_embedded_model_is_small():
     from importlib.resources import files
     folder = files("vrshq_nb") / "weights" / "nano"
     assert sum(p.stat().st_size for p in folder.iterdir()) < 25e6
+
+
+def test_the_embedded_model_is_found_by_name_and_by_folder():
+    folder = find_weights("nano")
+    assert folder.name == "nano" and find_weights(folder) == find_weights(str(folder)) == folder
+
+
+@pytest.mark.parametrize("text, message", [([], "no sentence"), ((), "no sentence"), (7, "int"), (None, "NoneType"), (b"the cat", "bytes"), ({"the cat": 1}, "dict"), (["the cat", 7], "int")])
+def test_questions_that_are_none(model, clip, text, message):
+    with pytest.raises(VRSError, match=message): model.segment(clip.frames[:2], text)
+
+
+def test_any_iterable_of_sentences_gives_a_list(model, clip):
+    shared = model.encode(clip.frames[:2])
+    for texts in (("a cat", "A  CAT"), iter(["a cat", "a cat"])):
+        segs = model.segment(shared, texts)
+        assert [s.text for s in segs] == ["a cat", "a cat"]
+    assert isinstance(model.segment(shared, ["a cat"]), list) and isinstance(model.segment(shared, "a cat"), Segmentation)
+
+
+@pytest.mark.parametrize("options", [dict(k=0), dict(k="many"), dict(sampling="best"), dict(terms="similarity"), dict(terms=()), dict(alpha=float("nan")),
+                                     dict(temperature=0), dict(how="median"), dict(prompt="word")])
+def test_options_are_checked_before_any_work(model, options):
+    with pytest.raises(VRSError, match=next(iter(options))): model.segment("no such file.mp4", "the cat", **options)
+
+
+def test_a_model_in_training_mode_refuses(model, clip):
+    before = {k: v.clone() for k, v in model.encoder.eye.state_dict().items()}
+    shared = model.encode(clip.frames[:2])
+    model.train()
+    try:
+        for video in (clip.frames[:2], shared):
+            with pytest.raises(VRSError, match="eval"): model.segment(video, "the cat")
+    finally: model.eval()
+    assert all(torch.equal(v, before[k]) for k, v in model.encoder.eye.state_dict().items())
+
+
+def test_results_are_plain_float32_on_the_cpu(result):
+    tensors = [result.tokens.seg, result.tokens.tak, result.fused, result.weights, result.clip_logits, result.object_logits]
+    assert all(x.dtype == torch.float32 and x.device.type == "cpu" and not x.requires_grad and not x.is_inference() for x in tensors)
+    assert all(np.isfinite(x.numpy()).all() for x in tensors)
+
+
+def test_results_are_plain_whatever_the_precision(model, clip):
+    class Half(VRSHQ):
+        def precision(self): return torch.autocast("cpu", torch.bfloat16)
+    half = Half(model.config, model.tokenizer)
+    half.load_state_dict(model.state_dict())
+    seg = half.segment(clip.frames[:4], "the cat", gate=False)
+    assert seg.tokens.seg.dtype == seg.fused.dtype == seg.clip_logits.dtype == torch.float32 and seg.masks.dtype == bool
+
+
+def test_a_token_can_learn_from_encoded_features(model, clip):
+    "What `encode` returns may take part in a gradient."
+    shared = model.encode(clip.frames[:3])
+    token = model.segment(shared, "the cat").fused.requires_grad_()
+    model.sam2.decode(shared.features, [0, 2], token).object_logit.sum().backward()
+    assert token.grad.abs().sum() > 0
+
+
+def test_two_results_can_be_compared_and_shown_as_text(result, model, clip):
+    assert result == result and result != model.segment(clip.frames[:2], result.text)
+    assert result.text in repr(result) and "%" in repr(result) and len(repr(result)) < 500
+    result_not_found = Segmentation(**(vars(result) | dict(found=False)))
+    assert "nothing found" in repr(result_not_found)
+
+
+def test_stopwatch_adds_up_also_after_an_error():
+    watch = Stopwatch()
+    for _ in range(2):
+        with pytest.raises(KeyError), watch("stage"): raise KeyError
+    assert list(watch.each("each", [1, 2])) == [1, 2]
+    assert watch.seconds.keys() == {"stage", "each"} and all(v >= 0 for v in watch.seconds.values())
+
+
+def write(path, content):
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"masks": []}', b'{"masks": [1]}', b'{"masks": [{"size": [4, 4]}]}', b'{"masks": [{"size": [4, 4], "counts": 7}]}',
+                                     b'{"masks": [{"size": [2, 2], "counts": "04"}, {"size": [3, 3], "counts": "09"}]}', b"\x00\xff\x00"])
+def test_json_without_masks(tmp_path, content):
+    with pytest.raises(VRSError, match="masks"): load_masks(write(tmp_path / "out.json", content))
+
+
+def test_folders_without_masks(tmp_path):
+    with pytest.raises(VRSError, match="no file"): load_masks(tmp_path / "nothing")
+    with pytest.raises(VRSError, match="no masks"): load_masks(tmp_path)
+    write(tmp_path / "0.png", b"not a picture")
+    with pytest.raises(VRSError, match="no masks"): load_masks(tmp_path)
+    from PIL import Image
+    Image.new("RGB", (4, 4)).save(tmp_path / "0.png")
+    with pytest.raises(VRSError, match="not masks"): load_masks(tmp_path)
+
+
+def test_weights_that_a_type_cannot_hold_are_not_written(model, tmp_path):
+    weight = model.encoder.project[0].weight
+    before = weight.detach().clone()
+    with torch.no_grad(): weight[0, 0] = 1e6
+    try:
+        with pytest.raises(VRSError, match=KEY): model.save_pretrained(tmp_path / "model", torch.float16)
+        assert not list(tmp_path.iterdir())
+        model.save_pretrained(tmp_path / "model", torch.bfloat16)
+    finally:
+        with torch.no_grad(): weight.copy_(before)
+
+
+def test_every_tensor_is_written_once(model):
+    own, whole = own_state(model), model.state_dict()
+    assert own.keys() < whole.keys() and not any(weight_problems(own, own).values())
+    pointers = [v.data_ptr() for v in own.values() if v.numel()]
+    assert len(pointers) == len(set(pointers)) and {whole[k].data_ptr() for k in whole.keys() - own.keys()} <= set(pointers)

@@ -1,4 +1,5 @@
 "Stage 1: prompts as the reference writes them, gathering, tokenizer, eyes, and a small encoder with random weights."
+import copy
 import json
 from pathlib import Path
 
@@ -240,7 +241,7 @@ def test_frames_see_one_another_but_not_the_sentence(encoder, cells):
         out, P, _ = encoder.hidden(c[None], encoder.sentence_ids([text], len(c))[None])
         return out.last_hidden_state[0, :P]
     other = cells.clone()
-    other[-1] += 1
+    other[-1] = 0
     first = slice(0, 5)
     assert (video(cells, TEXTS[0])[first] - video(other, TEXTS[0])[first]).abs().max() > 1e-5
     torch.testing.assert_close(video(cells, TEXTS[0]), video(cells, TEXTS[3]), atol=1e-5, rtol=1e-5)
@@ -254,7 +255,7 @@ def test_words_in_the_sentence_are_never_tokens(encoder):
 def test_endings(encoder):
     ids = encoder.sentence_ids(TEXTS[:2], 2, ["it is the red kite", "there is no such thing"])
     rows = encoder.tokenizer.batch_decode(ids)
-    assert rows[0].rstrip("<pad>").endswith("[TAK] it is the red kite<end") and "no such thing<end>" in rows[1]
+    assert "[TAK] it is the red kite<end><pad>" in rows[0] and rows[1].endswith("[TAK] there is no such thing<end>")
     with pytest.raises(ValueError, match="1 endings for 2 sentences"):
         encoder.sentence_ids(TEXTS[:2], 2, ["one"])
 
@@ -288,13 +289,18 @@ class Script(nn.Module):
     def forward(self, state): return nn.functional.one_hot(next(self.words), self.size).float()
 
 
+def scripted(encoder, words):
+    encoder = copy.deepcopy(encoder)
+    encoder.llm.lm_head = Script(words, len(encoder.tokenizer))
+    return encoder
+
+
 @torch.no_grad()
-def test_writing_the_same_gives_the_same_tokens(encoder, cells, monkeypatch):
+def test_writing_the_same_gives_the_same_tokens(encoder, cells):
     given, _ = encoder(cells, "the red kite", [1, 2, 3], max_words=0)
     ids = encoder.sentence_ids(["the red kite"], 3, ["it is the red kite"])[0]
     rest = ids[int((ids == encoder.seg_id).nonzero()[0]) + 1:]
-    monkeypatch.setattr(encoder.llm, "lm_head", Script(rest, len(encoder.tokenizer)))
-    own, wrote = write_tokens(encoder, cells, "the red kite", [1, 2, 3])
+    own, wrote = write_tokens(scripted(encoder, rest), cells, "the red kite", [1, 2, 3])
     torch.testing.assert_close(own.seg, given.seg, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(own.tak, given.tak, atol=1e-4, rtol=1e-4)
     assert own.frames == [1, 2, 3] and wrote.endswith("[TAK] it is the red kite")
@@ -302,8 +308,7 @@ def test_writing_the_same_gives_the_same_tokens(encoder, cells, monkeypatch):
 
 @torch.no_grad()
 @pytest.mark.parametrize("words, problem", [(["<end>"], "found 1 and 0"), (["(1)", SEG, TAK, "<end>"], "2 .SEG.s"), (["(1)", SEG, TAK, TAK, "<end>"], "found 2 and 2")])
-def test_writing_something_else_is_an_error(encoder, cells, monkeypatch, words, problem):
+def test_writing_something_else_is_an_error(encoder, cells, words, problem):
     ids = torch.tensor(encoder.tokenizer.convert_tokens_to_ids(words))
-    monkeypatch.setattr(encoder.llm, "lm_head", Script(ids, len(encoder.tokenizer)))
     with pytest.raises(VRSError, match=problem):
-        write_tokens(encoder, cells, "the red kite")
+        write_tokens(scripted(encoder, ids), cells, "the red kite")

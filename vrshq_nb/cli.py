@@ -255,7 +255,7 @@ def segment_command(args):
         for r in records: print(f"{r['text']}: " + (f"keyframe {r['keyframe']}, {r['share']:.1%} of the pixels" if r["found"] else "nothing of the kind is there")
                                 + (f" -> {r['output']}" if r["output"] else ""))
 
-# %% ../nbs/41_cli.ipynb #71863e91
+# %% ../nbs/41_cli.ipynb #819487ca
 @dataclass(frozen=True)
 class Sample:
     "A clip of the demo: its place in MiniVRS, and the sentence."
@@ -276,7 +276,7 @@ SAMPLES = [Sample(*row) for row in (
     ("fastest", 3, "compare", r"the \w+ that moves fastest", "the kite that moves fastest"),
     ("moving", 6, "motion", r"the \w+ moving to the left", "the fish moving to the left"),
     ("all_animals", 5, "several", "all the animals", "all the animals"),
-    ("nothing", 4, "absent", "the {colour} {kind}", "the orange fish"))]
+    ("nothing", 4, "absent", "the {colour} {kind}", "the blue ball"))]
 
 # %% ../nbs/41_cli.ipynb #08d448ef
 def say(
@@ -426,7 +426,7 @@ def write_samples(
         sample_sheet(clips).save(aside / "contact_sheet.png", optimize=True)
     return folder
 
-# %% ../nbs/41_cli.ipynb #5de480dd
+# %% ../nbs/41_cli.ipynb #31d70925
 @command("clips of MiniVRS as mp4 files and a ReVOS folder, for training or a benchmark",
     """vrshq minivrs clips --n 20
        vrshq minivrs long --split long --n 4 --frames 64 --size 128
@@ -436,17 +436,17 @@ def write_samples(
     arg("--n", type=whole(1, 1_000_000), default=8, help="clips (default: 8)"), arg("--seed", type=whole(0, 2**31 - 1), default=0, help="(default: 0)"),
     arg("--size", type=whole(32, 2048), default=256, help="side of the square frames, pixels (default: 256)"),
     arg("--frames", type=whole(1, 4096), default=None, help="frames a clip (default: 16, or 48 for the split long)"),
-    arg("--samples", action="store_true", help="the ten clips of the demo instead, with masks and a table"))
+    arg("--samples", action="store_true", help="the ten clips of the demo instead, with masks and a table"), QUIET)
 def minivrs_command(args):
     out = Path(args.out).expanduser()
     check_output(out, sample_files() if args.samples else [])
     if args.samples: write_samples(out)
     else:
         from vrshq_nb.minivrs import MiniVRS
-        MiniVRS(args.split, args.n, args.seed, args.size, args.frames).save(out)
+        MiniVRS(args.split, args.n, args.seed, args.size, args.frames).save(out, progress=progress_wanted(args))
     print(f"{len(SAMPLES) if args.samples else args.n} clips -> {out}")
 
-# %% ../nbs/41_cli.ipynb #b6beb856
+# %% ../nbs/41_cli.ipynb #161dbc84
 PACKAGES = ("torch", "torchvision", "sam2", "transformers", "open_clip_torch", "decord", "decord2", "av", "numpy")
 
 def version_of(package:str)->str|None:
@@ -463,6 +463,7 @@ def model_info(
     model = VRSHQ.from_pretrained(name)
     size = lambda module: sum(p.numel() for p in module.parameters())
     parts = {f"{a}.{b}": size(part) for a, whole in model.named_children() for b, part in whole.named_children() if size(part)}
+    parts |= {f"{a} (itself)": own for a, whole in model.named_children() if (own := sum(p.numel() for p in whole.parameters(recurse=False)))}
     gpus = [f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count())]
     devices = [f"cpu ({torch.get_num_threads()} threads)", *gpus, *(["mps"] if torch.backends.mps.is_available() else [])]
     files = find_weights(name).glob("*.safetensors")

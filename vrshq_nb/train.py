@@ -27,6 +27,16 @@ KIND_IDS = {k: i for i, k in enumerate(KINDS)}
 COLOUR_IDS = {c: i for i, c in enumerate(COLOURS)}
 ANY_KIND, ANY_COLOUR = len(KINDS), len(COLOURS)
 
+SAM2_NANO = dict(image_size=128, d_model=128, mem_dim=32, trunk=dict(embed_dim=24, stages=(1, 2, 4, 1), global_att_blocks=(5,), window_spec=(8, 4, 8, 4)),
+                 neck=dict(backbone_channel_list=[192, 96, 48, 24]), memory_attention=dict(num_layers=2, dim_feedforward=256, dropout=0.),
+                 memory_encoder=dict(out_dim=32), decoder_mlp_dim=512)
+ENCODER_NANO = dict(image_size=128, cells=8, prompt_width=128,
+                    tower=dict(embedding_size=32, hidden_sizes=[40, 64, 96], depths=[2, 2, 2], layer_type="basic"),
+                    llama=dict(hidden_size=192, intermediate_size=512, num_hidden_layers=6, num_attention_heads=3, num_key_value_heads=3,
+                               max_position_embeddings=4096, tie_word_embeddings=True))
+CLIP_NANO = dict(embed_dim=96, vision_cfg=dict(image_size=128, layers=3, width=128, head_width=64, patch_size=16),
+                 text_cfg=dict(context_length=32, vocab_size=768, width=128, heads=2, layers=2))
+
 # %% losses
 def bce_loss(
     logits: Tensor,   # (N, H, W) mask logits
@@ -111,8 +121,6 @@ def masks_of(ids: np.ndarray, things) -> Tensor:
     return torch.from_numpy(np.isin(ids, [i + 1 for i in things]))
 
 # %% running
-def single_thread(): torch.set_num_threads(1)
-
 def optimiser(parameters, lr, steps, warmup=100, betas=(.9, .98), decay=.01):
     "AdamW with warm-up and cosine decay."
     opt = torch.optim.AdamW(parameters, lr, betas=betas, weight_decay=decay)
@@ -151,10 +159,6 @@ def run_stage(name, folder, modules: dict, steps, step_fn, lr, log_every=50, sav
     if first < steps: save(steps)
 
 # %% SAM 2, one frame
-SAM2_NANO = dict(image_size=128, d_model=128, mem_dim=32, trunk=dict(embed_dim=24, stages=(1, 2, 4, 1), global_att_blocks=(5,), window_spec=(8, 4, 8, 4)),
-                 neck=dict(backbone_channel_list=[192, 96, 48, 24]), memory_attention=dict(num_layers=2, dim_feedforward=256, dropout=0.),
-                 memory_encoder=dict(out_dim=32), decoder_mlp_dim=512)
-
 class DenseAux(nn.Module):
     "Scaffolding: kind and colour of every low-resolution pixel, from the three feature levels."
     def __init__(self, channels):
@@ -229,11 +233,6 @@ def train_sam2_image(folder, steps=3000, lr=8e-4, clips=3, frames=4, queries=5, 
     run_stage("sam2_image", folder, dict(sam2=sam2, teacher=teacher, aux=aux), steps, step_fn, lr)
 
 # %% the language model's eye
-ENCODER_NANO = dict(image_size=128, cells=8, prompt_width=128,
-                    tower=dict(embedding_size=32, hidden_sizes=[40, 64, 96], depths=[2, 2, 2], layer_type="basic"),
-                    llama=dict(hidden_size=192, intermediate_size=512, num_hidden_layers=6, num_attention_heads=3, num_key_value_heads=3,
-                               max_position_embeddings=4096, tie_word_embeddings=True))
-
 def cell_occupancy(ids: np.ndarray, n: int, cells: int = 8) -> np.ndarray:
     "Share of every cell that each of `n` things covers: (n, T, cells, cells)."
     T, H, W = ids.shape
@@ -456,7 +455,7 @@ def right_object(where, goal):
     return torch.where(goal["single"], (right & seen).sum(-1) / seen.sum(-1).clamp(min=1), torch.nan)
 
 EASY = {"look": .5, "place": .15, "sense": .2, "absent": .15}
-FULL = {"look": .12, "place": .13, "motion": .22, "sense": .12, "time": .18, "compare": .08, "several": .06, "absent": .09}
+FULL = {"look": .2, "place": .14, "motion": .2, "sense": .14, "time": .12, "compare": .05, "several": .06, "absent": .09}
 
 def draw_sentences(batch, rng, n, weights):
     "`n` sentences for every clip (some twice where a clip gives fewer)."
@@ -495,6 +494,7 @@ def word_tokens(tokenizer):
     assert all(len(i) == 1 for i in ids), "the vocabulary is too small: a kind or colour is more than one token"
     return torch.tensor([i[0] for i in ids])
 
+@lru_cache
 def nano_tokenizer(vocab_size=768, clips=400):
     "The tokenizer of nano, trained on sentences of the world."
     texts = []
@@ -521,12 +521,12 @@ def tie_heads(llm, share=2/3, gain=.8):
                 nn.init.orthogonal_(a.k_proj.weight[start:start + a.head_dim], gain)
             a.q_proj.weight[:rows] = a.k_proj.weight[:rows]
 
-def train_language(folder, steps=3000, lr=1e-3, clips=8, sentences=8, easy=400, most=5000, seed=0):
+def train_language(folder, steps=3000, lr=1e-3, clips=8, sentences=8, easy=900, most=5000, fill=150, seed=0):
     "The language model: learn where and what from auxiliary losses on its states."
     torch.manual_seed(seed)
     encoder, aux = new_encoder(folder).train(), LanguageAux(192)
     encoder.eye.eval(); tie_heads(encoder.llm)
-    bank, words = Bank(encoder, 300, most=most), word_tokens(encoder.tokenizer)
+    bank, words = Bank(encoder, 300, most=most, fill=fill), word_tokens(encoder.tokenizer)
     def step_fn(step):
         rng = np.random.default_rng([13, seed, step])
         *_, losses, log = language_step(encoder, aux, bank, step, rng, clips, sentences, EASY if step < easy else FULL, words)
@@ -643,7 +643,7 @@ def joint_losses(encoder, sam2, teacher, batch, frames, rows, goal, seg, tak, rn
 
 JOINT_WEIGHTS = dict(language=.5, masks=1., like=1.)
 
-def train_joint(folder, steps=1300, lr=8e-4, clips=6, sentences=8, easy=0, seed=0):
+def train_joint(folder, steps=800, lr=8e-4, clips=6, sentences=8, fill=100, seed=0):
     "The language model learns to write tokens that SAM 2 understands: towards the teacher's, and through the mask losses."
     torch.manual_seed(seed)
     encoder, aux = new_encoder(folder).train(), LanguageAux(192)
@@ -653,19 +653,16 @@ def train_joint(folder, steps=1300, lr=8e-4, clips=6, sentences=8, easy=0, seed=
     newest = next(p for p in ("sam2_memory.pt", "sam2_image.pt") if (Path(folder) / p).exists())
     load_parts(Path(folder) / newest, sam2=sam2)
     encoder.eye.eval(); sam2.eval().requires_grad_(False); teacher.requires_grad_(False)
-    bank, words = SamBank(encoder, sam2, 300, most=1000, new=1, fill=100), word_tokens(encoder.tokenizer)
+    bank, words = SamBank(encoder, sam2, 300, most=1000, new=1, fill=fill), word_tokens(encoder.tokenizer)
     def step_fn(step):
         rng = np.random.default_rng([15, seed, step])
-        batch, frames, rows, goal, seg, tak, losses, log = language_step(encoder, aux, bank, step, rng, clips, sentences, EASY if step < easy else FULL, words)
+        batch, frames, rows, goal, seg, tak, losses, log = language_step(encoder, aux, bank, step, rng, clips, sentences, FULL, words)
         masks, like, more = joint_losses(encoder, sam2, teacher, batch, frames, rows, goal, seg, tak, rng)
         language = sum(LANGUAGE_WEIGHTS[k] * v for k, v in losses.items())
         return JOINT_WEIGHTS["language"] * language + JOINT_WEIGHTS["masks"] * masks + JOINT_WEIGHTS["like"] * like, log | more
     run_stage("joint", folder, dict(encoder=encoder, aux=aux), steps, step_fn, lr)
 
 # %% CLIP
-CLIP_NANO = dict(embed_dim=96, vision_cfg=dict(image_size=128, layers=3, width=128, head_width=64, patch_size=16),
-                 text_cfg=dict(context_length=32, vocab_size=768, width=128, heads=2, layers=2))
-
 def train_clip(folder, steps=600, lr=8e-4, pairs=48, seed=0):
     "CLIP: which frame fits a sentence; pairs from many clips, and frames of the same clip without the thing."
     torch.manual_seed(seed)
@@ -742,7 +739,7 @@ def summary(rows) -> dict:
     return out
 
 # %% all stages
-STEPS = dict(eye=900, sam2_image=3000, sam2_memory=800, language=1900, joint=500, clip=500)
+STEPS = dict(eye=900, sam2_image=2500, sam2_memory=520, language=1200, joint=800, clip=400)
 
 def train_nano(
     folder,               # checkpoints, logs and the finished model under `nano`
@@ -753,5 +750,6 @@ def train_nano(
     "All stages one after the other on one CPU core, each resumed from its checkpoint; a finished stage is not run again."
     folder, steps = Path(folder), STEPS | ({k: 3 for k in STEPS} if smoke else {}) | (steps or {})
     stages = dict(eye=train_eye, sam2_image=train_sam2_image, sam2_memory=train_sam2_memory, language=train_language, joint=train_joint, clip=train_clip)
-    for name, stage in stages.items(): stage(folder, steps=steps[name], seed=seed)
+    for name, stage in stages.items():
+        stage(folder, steps=steps[name], seed=seed, **(dict(fill=8) if smoke and name in ("language", "joint") else {}))
     return assemble(folder, folder / "nano")
