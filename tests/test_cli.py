@@ -205,7 +205,8 @@ def test_own_value_errors_are_about_input(capsys):
 def test_broken_pipe_is_silent():
     reader, writer = os.pipe()
     os.close(reader)
-    done = subprocess.run([*PROGRAM, "info", "--json"], stdout=writer, stderr=subprocess.PIPE, text=True, timeout=600)
+    code = "from vrshq_nb.cli import exit_status; raise SystemExit(exit_status(lambda: print('a line\\n' * 10_000)))"
+    done = subprocess.run([sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, text=True, timeout=600)
     os.close(writer)
     assert (done.returncode, done.stderr) == (141, "")
 
