@@ -7,18 +7,17 @@ __all__ = ['KINDS', 'CLASSES', 'SIZES', 'FACTS', 'MOTIONS', 'MOTION_WEIGHTS', 'P
            'ALL_LOOKS', 'DOUBTFUL', 'FAMILIES', 'FAMILY_WEIGHTS', 'SPLITS', 'Kind', 'held_out', 'start_inside',
            'direction', 'along', 'add_motion', 'still', 'straight', 'bouncing', 'circling', 'zigzag', 'speeding',
            'stopping', 'beside_frame', 'entering', 'leaving', 'hiding', 'parting', 'Thing', 'Occluder', 'colour_for',
-           'cast', 'clearance', 'motion_for', 'make_thing', 'hide_behind', 'World', 'make_world', 'sprite',
-           'occluder_layer', 'paste', 'drawing_order', 'draw_frame', 'add_noise', 'render', 'Record', 'between',
-           'stands_out', 'Restrictor', 'superlative', 'moves', 'circled', 'does', 'hidden', 'leaves_at', 'enters_at',
-           'shows_at_end', 'shows_at_start', 'x_at', 'rival_at', 'still_going', 'part_at_end', 'Noun', 'has',
-           'make_noun', 'Expression', 'wording', 'pick', 'random_noun', 'look_sentence', 'sense_sentence',
-           'restricted_sentence', 'several_sentence', 'try_expression', 'names_held_out', 'disputable',
-           'draw_expressions', 'Clip', 'check_number', 'make_clip', 'MiniVRS', 'encode_mask', 'decode_mask',
-           'clip_masks', 'clip_meta', 'write_clip', 'free_folder', 'write_revos']
+           'cast', 'clearance', 'motion_for', 'make_thing', 'hide_behind', 'World', 'make_world', 'sprite', 'Layer',
+           'ready', 'paste', 'sprite_layer', 'occluder_layer', 'drawing_order', 'draw_frame', 'add_noise', 'render',
+           'Record', 'between', 'stands_out', 'Restrictor', 'superlative', 'moves', 'circled', 'does', 'hidden',
+           'leaves_at', 'enters_at', 'shows_at_end', 'shows_at_start', 'x_at', 'rival_at', 'still_going', 'part_at_end',
+           'Noun', 'has', 'make_noun', 'Expression', 'wording', 'pick', 'random_noun', 'look_sentence',
+           'sense_sentence', 'restricted_sentence', 'several_sentence', 'try_expression', 'names_held_out',
+           'disputable', 'draw_expressions', 'Clip', 'check_number', 'make_clip', 'MiniVRS', 'encode_mask',
+           'decode_mask', 'clip_masks', 'clip_meta', 'write_clip', 'free_folder', 'write_revos']
 
-# %% ../nbs/01_minivrs.ipynb #3282c662
+# %% ../nbs/01_minivrs.ipynb #fb50a588
 import json, math
-from collections import Counter
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -368,35 +367,55 @@ def sprite(
     if colour not in COLOURS: raise unknown("colour", colour, COLOURS)
     return draw_sprite(kind, COLOURS[colour], pixels, phase / PHASES)
 
-# %% ../nbs/01_minivrs.ipynb #5703cfe9
-@lru_cache(maxsize=256)
-def occluder_layer(
-    kind:str, # "tree", "wall" or "cloud"
-    height:int, # pixels
-    width:int, # pixels
-    seed:int,
-)->np.ndarray: # uint8 RGBA (height, width, 4); do not write into it, it is cached
-    "A cached occluder."
-    return draw_occluder(kind, height, width, np.random.default_rng(seed))
+# %% ../nbs/01_minivrs.ipynb #3ced0b2f
+@dataclass(frozen=True)
+class Layer:
+    "A picture ready to be pasted."
+    light: np.ndarray        # uint16 (h, w, 3), colour x opacity
+    veil: np.ndarray         # uint16 (h, w, 3), 255 - opacity
+    solid: np.ndarray        # bool (h, w), more than half opaque
+    area: int                # solid pixels
 
-# %% ../nbs/01_minivrs.ipynb #ff55f733
+def ready(
+    rgba:np.ndarray, # uint8 (h, w, 4)
+)->Layer:
+    "Prepare a picture for `paste`."
+    alpha = np.repeat(rgba[..., 3:], 3, 2).astype(np.uint16)
+    solid = rgba[..., 3] > 127
+    return Layer(rgba[..., :3] * alpha, 255 - alpha, solid, int(np.count_nonzero(solid)))
+
+# %% ../nbs/01_minivrs.ipynb #9ef042ca
 def paste(
     frame:np.ndarray, # uint8 (H, W, 3), drawn into
     ids:np.ndarray, # uint8 (H, W), drawn into
-    layer:np.ndarray, # uint8 RGBA (h, w, 4)
+    layer:Layer|np.ndarray, # or uint8 RGBA (h, w, 4)
     cx:float, cy:float, # where its centre goes, pixels
     label:int, # number in the id map, 0 for an occluder
 )->int: # area of the whole layer, pixels
     "Blend a layer into a frame, and write its label where it is more than half opaque."
-    (h, w), (H, W) = layer.shape[:2], ids.shape
+    layer = layer if isinstance(layer, Layer) else ready(layer)
+    (h, w), (H, W) = layer.solid.shape, ids.shape
     top, left = round(cy - h / 2), round(cx - w / 2)
     y0, y1, x0, x1 = max(top, 0), min(top + h, H), max(left, 0), min(left + w, W)
     if y0 < y1 and x0 < x1:
-        cut, region = layer[y0 - top:y1 - top, x0 - left:x1 - left], frame[y0:y1, x0:x1]
-        alpha = cut[..., 3:].astype(np.uint16)
-        region[:] = (region * (255 - alpha) + cut[..., :3] * alpha) // 255
-        ids[y0:y1, x0:x1][cut[..., 3] > 127] = label
-    return int(np.count_nonzero(layer[..., 3] > 127))
+        part, region = (slice(y0 - top, y1 - top), slice(x0 - left, x1 - left)), frame[y0:y1, x0:x1]
+        mixed = region * layer.veil[part]
+        mixed += layer.light[part]
+        mixed //= 255
+        region[:] = mixed
+        ids[y0:y1, x0:x1][layer.solid[part]] = label
+    return layer.area
+
+# %% ../nbs/01_minivrs.ipynb #67d5fae6
+@lru_cache(maxsize=1024)
+def sprite_layer(kind, colour, pixels, phase, faces_left):
+    "`sprite`, ready to be pasted."
+    return ready(sprite(kind, colour, pixels, phase, faces_left))
+
+@lru_cache(maxsize=256)
+def occluder_layer(kind, height, width, seed):
+    "An occluder with details that follow from `seed`, ready to be pasted."
+    return ready(draw_occluder(kind, height, width, np.random.default_rng(seed)))
 
 # %% ../nbs/01_minivrs.ipynb #471e6ea6
 def drawing_order(
@@ -405,29 +424,30 @@ def drawing_order(
     "Smaller things come last, so that they are seen."
     return sorted(range(len(things)), key=lambda i: -things[i].extent)
 
-# %% ../nbs/01_minivrs.ipynb #431b4390
+# %% ../nbs/01_minivrs.ipynb #43005d30
 def draw_frame(
     world:World,
     background:np.ndarray, # uint8, larger than the frame by a margin for the camera
     t:int, # number of the frame
-    size:int, # pixels
-)->tuple: # uint8 (size, size, 3), ids uint8 (size, size), whole area of each thing
-    "One frame and its id map: 0 for background and occluders, i + 1 for thing i."
-    margin, n_frames = (background.shape[0] - size) // 2, len(world.drift)
-    dx, dy = (round(d * size) for d in world.drift[t])
-    frame = background[margin - dy:margin - dy + size, margin - dx:margin - dx + size].copy()
-    ids, areas = np.zeros((size, size), np.uint8), [0] * len(world.things)
+    frame:np.ndarray, # uint8 (H, W, 3), drawn into; H = W
+    ids:np.ndarray, # uint8 (H, W), all 0, drawn into: i + 1 for thing i
+)->list: # whole area of each thing, pixels
+    "One frame and its id map; background and occluders are 0."
+    size, n_frames = len(frame), len(world.drift)
+    margin, (dx, dy) = (len(background) - size) // 2, (round(d * size) for d in world.drift[t])
+    frame[:] = background[margin - dy:margin - dy + size, margin - dx:margin - dx + size]
+    areas = [0] * len(world.things)
     for i in drawing_order(world.things):
         th = world.things[i]
         phase = int((th.phase + th.cycle * t / n_frames) * PHASES) % PHASES
-        layer = sprite(th.kind, th.colour, max(round(th.extent * size), 6), phase, th.faces_left)
+        layer = sprite_layer(th.kind, th.colour, max(round(th.extent * size), 6), phase, th.faces_left)
         areas[i] = paste(frame, ids, layer, th.xy[t, 0] * size + dx, th.xy[t, 1] * size + dy, i + 1)
     for oc in world.occluders:
         layer = occluder_layer(oc.kind, round(oc.box[3] * size), round(oc.box[2] * size), oc.seed)
         paste(frame, ids, layer, oc.box[0] * size + dx, oc.box[1] * size + dy, 0)
-    return frame, ids, areas
+    return areas
 
-# %% ../nbs/01_minivrs.ipynb #d0cf2953
+# %% ../nbs/01_minivrs.ipynb #29af3845
 def add_noise(
     frames:np.ndarray, # uint8 (T, H, W, 3), changed in place
     rng:np.random.Generator,
@@ -435,11 +455,14 @@ def add_noise(
     "Camera noise of up to 5 levels, the same sheet shifted for every frame."
     height, width = frames.shape[1:3]
     noise = rng.integers(-5, 6, (height + 16, width, 3), dtype=np.int16)
+    up, down = noise.clip(0).astype(np.uint8), (-noise).clip(0).astype(np.uint8) # sums that stop at 255 and at 0, without a wider type
+    room = 255 - up
     for t, frame in enumerate(frames):
-        row = (7 * t) % 16
-        frame[:] = np.clip(frame + noise[row:row + height], 0, 255)
+        rows = slice(7 * t % 16, 7 * t % 16 + height)
+        np.minimum(frame, room[rows], out=frame); frame += up[rows]
+        np.maximum(frame, down[rows], out=frame); frame -= down[rows]
 
-# %% ../nbs/01_minivrs.ipynb #233de76a
+# %% ../nbs/01_minivrs.ipynb #64baf706
 def render(
     world:World,
     size:int, # height and width, pixels
@@ -447,10 +470,11 @@ def render(
     "Draw a world."
     rng, margin = np.random.default_rng(world.seed), max(round(.03 * size), 1)
     background = draw_scene(world.scene, size + 2 * margin, size + 2 * margin, rng)
-    frames, ids, areas = zip(*[draw_frame(world, background, t, size) for t in range(len(world.drift))])
-    frames = np.stack(frames)
+    frames = np.empty((len(world.drift), size, size, 3), np.uint8)
+    ids = np.zeros(frames.shape[:3], np.uint8)
+    areas = [draw_frame(world, background, t, frames[t], ids[t]) for t in range(len(frames))]
     add_noise(frames, rng)
-    return frames, np.stack(ids), np.array(areas).T
+    return frames, ids, np.array(areas).T
 
 # %% ../nbs/01_minivrs.ipynb #507a1bb9
 class Record:
