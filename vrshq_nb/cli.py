@@ -352,7 +352,7 @@ def demo_command(args):
     check_output(out, "any")
     first, model = next(samples), VRSHQ.from_pretrained(args.model, args.device)
     (out / "clips").mkdir(parents=True, exist_ok=True)
-    print(f"{'clip':<13} {'sentence':<49} {'keyframe':>8} {'J':>6} {'F':>6}   there?", flush=True)
+    print(f"{'clip':<13} {'sentence':<49} {'keyframe':>8} {'J':>6} {'F':>6}   found", flush=True)
     for sample in (s for part in ([first], samples) for s in part):
         rows.append(demo_row(model, *sample, out))
         print(table_line(rows[-1]), flush=True)
