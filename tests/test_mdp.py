@@ -353,3 +353,9 @@ def test_works_on_a_gpu_if_there_is_one(frames, tokens):
     with torch.no_grad():
         a, b = (m.propagate(m.encode(frames), 3, m.decode(m.encode(frames), 3, tokens[:1].to(m.device)).masks[0]) for m in (cpu, gpu))
     assert (a - b.cpu()).abs().max() < .1
+
+
+def test_a_decode_unpacks_into_mask_iou_and_object_logit(model, features, tokens):
+    out = model.decode(features, 0, tokens[:1])
+    logits, iou, object_logit = out
+    assert logits is out.logits and iou is out.iou and object_logit is out.object_logit

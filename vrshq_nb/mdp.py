@@ -124,6 +124,8 @@ class MaskOutput:
     iou: Tensor           # [B] the decoder's own guess of the mask's quality, 0 to 1
     object_logit: Tensor  # [B] occlusion logit: > 0 if the object is in the frame
 
+    def __iter__(self): return iter((self.logits, self.iou, self.object_logit))  # `logits, iou, object_logit = predictor.decode(...)`
+
     @property
     def masks(self) -> Tensor: return self.logits > 0
 
