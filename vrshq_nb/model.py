@@ -238,7 +238,7 @@ class EncodingModel(PretrainedModel):
 # %% ../nbs/14_model.ipynb #7e75238f
 @dataclass(frozen=True)
 class Options:
-    "What an ablation may change in `VRSHQ.segment`; the defaults are the paper's."
+    "What an ablation may change in `VRSHQ.segment`; the defaults are the paper's, but for `gate`."
     k: int = 12                                  # candidates at most (TKS)
     sampling: str = "clip"                       # how candidates are chosen: see `candidate_frames`
     terms: tuple = ("similarity", "occlusion")   # of the keyframe's score: see `keyframe_scores`

@@ -233,12 +233,11 @@ def tie_attention(sam2):
         a.q_proj.load_state_dict(a.k_proj.state_dict())
 
 # %% ../nbs/22_train.ipynb #21120000
-def train_sam2_image(folder, steps=3000, lr=8e-4, clips=3, frames=4, queries=5, seed=0, start=None):
+def train_sam2_image(folder, steps=3000, lr=8e-4, clips=3, frames=4, queries=5, seed=0):
     "SAM 2 without memory: decode the thing that a teacher token means."
     torch.manual_seed(seed)
     sam2 = sam2_from_config(SAM2_NANO).train()
     teacher, aux = Teacher(128), DenseAux((16, 32, 128))
-    if start: load_parts(start, sam2=sam2, teacher=teacher, aux=aux)
     tie_attention(sam2)
     size = SAM2_NANO["image_size"]
     def step_fn(step):
