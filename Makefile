@@ -1,8 +1,8 @@
-# make demo | test | lab | notebooks | readme: each installs what it needs into .venv first, once.
+# make demo | test | lab | bench | notebooks | readme: each installs what it needs into .venv first, once.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo install test check nbtest pytest lab notebooks readme wheel clean
+.PHONY: help demo install test check nbtest pytest lab bench notebooks readme wheel clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -65,6 +65,9 @@ install: $(VENV)/.package  ## the package and what it needs, into .venv
 # ---- using ---------------------------------------------------------------------------------------------------------
 demo: $(VENV)/.package  ## install, then segment sample videos with the model inside the package
 	$(BIN)/vrshq demo -o $(OUT)
+
+bench: $(VENV)/.package  ## where the time goes, on this machine
+	$(BIN)/vrshq bench
 
 lab: $(VENV)/.lab  ## JupyterLab on the notebooks
 	$(BIN)/python -m jupyter lab nbs $(LAB_ARGS)

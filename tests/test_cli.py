@@ -392,10 +392,10 @@ def test_train_hands_its_arguments_on(here, capsys, monkeypatch):
     import vrshq_nb.train
     got = {}
 
-    def train_nano(folder, smoke, steps, seed):
-        got.update(folder=folder.name, smoke=smoke, steps=steps, seed=seed)
+    def train_nano(folder, smoke, steps, seed, device, jobs):
+        got.update(folder=folder.name, smoke=smoke, steps=steps, seed=seed, device=device.type, jobs=jobs)
         return folder / "nano"
     monkeypatch.setattr(vrshq_nb.train, "train_nano", train_nano)
-    assert cli.main(["train", "nano", "--out", "new", "--smoke", "--seed", "4", "--steps", "language=5", "joint=6"]) == 0
-    assert got == dict(folder="new", smoke=True, steps=dict(language=5, joint=6), seed=4)
+    assert cli.main(["train", "nano", "--out", "new", "--smoke", "--seed", "4", "--jobs", "1", "--steps", "language=5", "joint=6"]) == 0
+    assert got == dict(folder="new", smoke=True, steps=dict(language=5, joint=6), seed=4, device="cpu", jobs=1)
     assert "nano" in capsys.readouterr().out

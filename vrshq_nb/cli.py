@@ -9,7 +9,7 @@ __all__ = ['COMMANDS', 'ENDINGS', 'MODEL', 'DEVICE', 'QUIET', 'JSON', 'SAMPLE_SP
            'read_sentences', 'as_record', 'whole', 'device_name', 'progress_wanted', 'segment_command', 'Sample', 'say',
            'sample_clips', 'demo_picture', 'demo_row', 'table_line', 'demo_command', 'sample_record', 'sample_files',
            'sample_sheet', 'write_samples', 'minivrs_command', 'version_of', 'model_info', 'info_command',
-           'stage_steps', 'train_command']
+           'stage_steps', 'train_command', 'bench_command']
 
 # %% ../nbs/41_cli.ipynb #264b1863
 import argparse, importlib.metadata, json, linecache, logging, os, re, sys, tempfile, warnings
@@ -493,15 +493,40 @@ def stage_steps(text:str)->tuple:
 @command("make the nano model again, from nothing",
     """vrshq train nano --out training
        vrshq train nano --smoke                         (a few steps of each stage: does it run?)
+       vrshq train nano --device cuda --jobs 1
        vrshq train nano --steps language=500 joint=100""",
     arg("recipe", choices=("nano",), help="what to train"),
     arg("--out", default="training", help="folder for checkpoints, logs and the model; goes on where it stopped (default: training)"),
-    arg("--steps", nargs="+", type=stage_steps, metavar="STAGE=N", help="other numbers of steps"),
+    arg("--steps", nargs="+", type=stage_steps, metavar="STAGE=N", help="other numbers of steps"), arg("--device", default="cpu", help="cpu, cuda or auto (default: cpu)"),
+    arg("--jobs", type=whole(1, 2), default=2, help="stages at the same time, each in a process of its own (default: 2)"),
     arg("--seed", type=whole(0, 2**31 - 1), default=0, help="(default: 0)"), arg("--smoke", action="store_true", help="a few steps of each stage"))
 def train_command(args):
     out = Path(args.out).expanduser()
     check_output(out, "any")
+    from vrshq_nb.model import find_device
     from vrshq_nb.train import STEPS, train_nano
     steps = dict(args.steps or [])
     if set(steps) - set(STEPS): raise UsageError(f"no stage {min(set(steps) - set(STEPS))!r}: choose from {', '.join(STEPS)}")
-    print(f"model -> {train_nano(out, smoke=args.smoke, steps=steps, seed=args.seed)}")
+    print(f"model -> {train_nano(out, args.smoke, steps, args.seed, find_device(args.device), args.jobs)}")
+
+# %% ../nbs/41_cli.ipynb #bench001
+@command("where the time goes: the share of each stage, and what encoding once is worth",
+    """vrshq bench
+       vrshq bench --frames 64 --sentences 4
+       vrshq bench --grow""",
+    arg("--model", default="nano", help="nano, a folder, or a hub id (default: nano)"), arg("--device", default="auto", help="cpu, cuda, mps or auto (default: auto)"),
+    arg("--frames", type=whole(2, 4096), default=16, help="(default: 16)"), arg("--sentences", type=whole(1, 16), default=1, help="(default: 1)"),
+    arg("--repeat", type=whole(1, 1000), default=5, help="runs, of which the median is printed (default: 5)"),
+    arg("--grow", action="store_true", help="longer videos and more sentences, too"))
+def bench_command(args):
+    from vrshq_nb import VRSHQ
+    from vrshq_nb.bench import growth, reuse_ratio, sample_video, shares, stage_seconds
+    model = VRSHQ.from_pretrained(args.model, args.device)
+    with tempfile.TemporaryDirectory() as folder:
+        path, texts = sample_video(folder, args.frames, sentences=args.sentences)
+        print(f"{args.frames} frames, {args.sentences} sentence(s), on {model.device}\n{shares(stage_seconds(model, path, texts, args.repeat))}")
+        print(f"encoding frames again whenever they are needed takes {reuse_ratio(model, path, texts):.2f} times as long")
+    if not args.grow: return
+    for name, times in growth(model).items():
+        first = next(iter(times.values()))
+        print(f"{name}: " + ", ".join(f"{n}: {t:.2f} s ({t / first:.1f}x)" for n, t in times.items()))
