@@ -18,7 +18,7 @@ def teacher(): return load_teacher()
 
 @pytest.fixture(scope="module")
 def case(model, teacher):
-    clip = MiniVRS("val", n=4, seed=31)[2]
+    clip = MiniVRS("val", n=4, seed=31, n_expressions=3)[2]
     expression = next(e for e in clip.expressions if e.targets)
     return Case(model, teacher, model.encode(clip.frames), clip, expression, np.random.default_rng(0))
 
@@ -61,7 +61,7 @@ def test_every_frame_gets_a_token_of_its_own(case):
 
 
 def test_the_table_adds_up(model, teacher):
-    clip = MiniVRS("val", n=4, seed=31)[0]
+    clip = MiniVRS("val", n=4, seed=31, n_expressions=3)[0]
     few = {k: WAYS[k] for k in ("pipeline", "random keyframe")}
     rows = diagnose(model, teacher, [clip], few)
     n = sum(bool(e.targets) for e in clip.expressions)

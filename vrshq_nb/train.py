@@ -815,7 +815,7 @@ def train_clip(folder, steps=600, lr=1e-3, pairs=48, easy=.4, seed=0, device="cp
 
 # %% ../nbs/22_train.ipynb #b7d9f1fa
 def assemble(folder, out, dtype=torch.float16):
-    "Puts the newest parts together and writes the model; beside it the teacher (for `22_diagnosis`) and the stages' logs."
+    "Puts the newest parts together and writes the model; beside it the teacher (for `23_diagnosis`) and the stages' logs."
     from vrshq_nb.model import VRSHQ
     folder = Path(folder)
     model = VRSHQ(dict(encoder=ENCODER_NANO, sam2=SAM2_NANO, clip=CLIP_NANO), nano_tokenizer())
