@@ -598,7 +598,7 @@ def nano_tokenizer(vocab_size=768, clips=400):
 def new_encoder(folder):
     "The language model's side with the trained eye."
     encoder = TokenEncoder(ENCODER_NANO, nano_tokenizer())
-    encoder.eye.load_state_dict(torch.load(Path(folder) / "eye.pt", weights_only=True, map_location="cpu")["eye"])
+    load_parts(Path(folder) / "eye.pt", eye=encoder.eye)
     encoder.eye.requires_grad_(False)
     return encoder
 
