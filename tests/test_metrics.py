@@ -1,4 +1,4 @@
-"J, F and the bootstrap: parity with the DAVIS numbers, odd cases, invariants, bad input."
+"J, F, A, R and the bootstrap: parity with the reference numbers, odd cases, invariants, bad input."
 import inspect
 import math
 from pathlib import Path
@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from vrshq_nb import metrics
-from vrshq_nb.metrics import bootstrap_interval, boundaries, boundary_f, dilate, j_and_f, jaccard, tolerance_radius
+from vrshq_nb.metrics import (accuracy, bootstrap_interval, boundaries, boundary_f, dilate, from_bits, j_and_f, jaccard, mean_recall_decay, object_scores,
+                              robustness, to_bits, tolerance_radius)
 
 DATA = np.load(Path(__file__).parent / "data" / "metrics.npz")
 CASES = sorted(k.removesuffix("/pred") for k in DATA.files if k.endswith("/pred"))
@@ -165,3 +166,98 @@ def test_bad_bootstrap(kwargs):
 def test_needs_numpy_only():
     source = inspect.getsource(metrics)
     assert {line for line in source.splitlines() if line.startswith(("import", "from"))} == {"import math", "import numpy as np"}
+
+
+# ---- frames as numbers ----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("shape, pad", [((1, 1), 0), ((3, 7), 0), ((5, 8), 3), ((17, 9), 40)])
+def test_bits_there_and_back(shape, pad):
+    m = noise(*shape, seed=5)
+    bits = to_bits(m, pad)
+    assert bits.bit_count() == m.sum()
+    np.testing.assert_array_equal(from_bits(bits, *shape, pad), m)
+    np.testing.assert_array_equal(from_bits(bits << shape[1] + pad, *shape, pad)[1:], m[:-1])   # a row down; what leaves the frame is gone
+
+
+def test_f_does_not_depend_on_where_things_lie():
+    "The work is done in a box around the masks: the frame's rim is a rim only where the frame ends."
+    a, b = noise(1, 20, 20, share=.02, seed=1), noise(1, 20, 20, share=.02, seed=2)
+    def at(m, y, x):
+        out = np.zeros((1, 90, 120), bool)
+        out[:, y:y + 20, x:x + 20] = m
+        return out
+    inside = boundary_f(at(a, 30, 40), at(b, 30, 40))
+    assert inside == boundary_f(at(a, 1, 1), at(b, 1, 1)) == boundary_f(at(a, 60, 90), at(b, 60, 90))
+    assert 0 < inside[0] < 1
+
+
+# ---- recall, decay, objects -----------------------------------------------------------------------------------------
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 8, 16, 70, 255])
+def test_recall_and_decay_are_those_of_davis(n):
+    "DAVIS's own statement, written out: quarters from rounded edges, both ends belonging to a quarter."
+    scores = np.random.default_rng(n).random(n)
+    edges = (np.round(np.linspace(1, n, 5) + 1e-10) - 1).astype(np.uint8)
+    quarters = [scores[edges[i]:edges[i + 1] + 1] for i in range(4)]
+    mean, recall, decay = mean_recall_decay(scores)
+    assert (mean, recall) == (scores.mean(), (scores > .5).mean())
+    assert decay == pytest.approx(quarters[0].mean() - quarters[3].mean(), abs=1e-12)
+
+
+def test_decay_of_a_long_video_uses_its_own_ends():
+    scores = np.r_[np.ones(300), np.zeros(300)]
+    assert mean_recall_decay(scores)[2] == 1.      # with 8-bit frame numbers it would not be
+
+
+@pytest.mark.parametrize("bad", [[], [[.5]], .5])
+def test_recall_refuses_what_is_no_list_of_scores(bad):
+    with pytest.raises(ValueError, match="scores must be"): mean_recall_decay(bad)
+
+
+def test_objects_are_scored_by_their_number():
+    true = np.zeros((2, 8, 8), np.uint8)
+    true[:, :4, :4], true[:, 4:, 4:] = 1, 2
+    swapped = np.choose(true, [0, 2, 1]).astype(np.uint8)
+    J, F = object_scores(swapped, true)
+    assert J.shape == F.shape == (2, 2) and (J == 0).all()
+    assert (object_scores(true, true)[0] == 1).all()
+    assert object_scores(true, true, objects=[2])[0].shape == (1, 2)
+
+
+# ---- accuracy and robustness ----------------------------------------------------------------------------------------
+@pytest.mark.parametrize("case", ["video_T6", "video_mixed_T6"])
+def test_reference_accuracy(case):
+    for raw in (False, True):
+        np.testing.assert_allclose(accuracy(masks(case, "pred"), masks(case, "gt"), raw), DATA[f"{case}/A"], atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("foreground", ["union", "gt", "zero"])
+@pytest.mark.parametrize("case", ["video_T6", "video_mixed_T6"])
+def test_reference_robustness(case, foreground):
+    for raw in (False, True):
+        got = robustness(masks(case, "pred"), masks(case, "gt"), masks(case, f"fg_{foreground}"), raw)
+        np.testing.assert_allclose(got, DATA[f"{case}/R_{foreground}"], atol=1e-9, rtol=0)
+
+
+def test_bytes_of_a_png_count_as_they_are():
+    "0 and 255: a wrong pixel counts 255 times; where two targets were added, (1 - 2) * 255 is 1 in eight bits; 255 is never 1."
+    pred, true, fg = (np.zeros((1, 10, 10), np.uint8) for _ in range(3))
+    fg[:] = 1
+    true[0, 0, :2], true[0, 0, 1] = 1, 2
+    pred[0, 0, :2] = 255
+    assert accuracy(pred, true)[0] == 1 and accuracy(pred, true, raw=True)[0] == .98
+    assert robustness(pred, true, fg)[0] == 1
+    assert robustness(pred, true, fg, raw=True)[0] == pytest.approx(1 - 1 / 100, abs=1e-7)
+    pred[0, 5, 5] = 255
+    assert robustness(pred, true, fg)[0] == pytest.approx(1 - 1 / 100, abs=1e-7)
+    assert robustness(pred, true, fg, raw=True)[0] == 0
+
+
+def test_robustness_knows_nothing_of_what_was_missed():
+    true = noise(3, 9, 9)
+    assert (robustness(np.zeros_like(true), true, true) == 1).all()
+    assert (robustness(np.ones_like(true), np.zeros_like(true), np.ones_like(true)) < 1e-6).all()
+
+
+@pytest.mark.parametrize("f", [accuracy, lambda p, t, **k: robustness(p, t, t, **k)])
+def test_labels_must_fit(f):
+    with pytest.raises(ValueError, match="true must be"): f(noise(2, 4, 4), noise(2, 4, 5))
+    with pytest.raises(ValueError, match="uint8"): f(np.zeros((1, 4, 4), np.int64), np.zeros((1, 4, 4), np.uint8), raw=True)
