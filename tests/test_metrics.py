@@ -261,3 +261,12 @@ def test_robustness_knows_nothing_of_what_was_missed():
 def test_labels_must_fit(f):
     with pytest.raises(ValueError, match="true must be"): f(noise(2, 4, 4), noise(2, 4, 5))
     with pytest.raises(ValueError, match="uint8"): f(np.zeros((1, 4, 4), np.int64), np.zeros((1, 4, 4), np.uint8), raw=True)
+
+
+def test_the_mean_of_two_means():
+    values, types, clips = [1., 1., 1., 0.], [0, 0, 0, 1], list("abcd")
+    mean, low, high = bootstrap_interval(values, clips, strata=types)
+    assert mean == low == .5 and high == 1             # resamples without the last clip have 1, nearly all others .5
+    assert bootstrap_interval(values, clips)[0] == .75
+    assert bootstrap_interval(values, clips, strata=[0] * 4) == bootstrap_interval(values, clips)
+    with pytest.raises(ValueError, match="strata must hold"): bootstrap_interval(values, clips, strata=[0])

@@ -208,6 +208,16 @@ def robustness(
     beside = (np.uint8(1) - true) * pred                                # 8 bits throughout: with `raw`, 1 - 2 is 255
     return np.maximum(1 - beside.sum((1, 2)) / (foreground.sum((1, 2)) + 1e-6), 0)
 
+# %% ../nbs/20_metrics.ipynb #83d4dfde
+def _resampled(size, total, n, rng, level):
+    "Ends of the interval of the mean over strata; a stratum that a resample has nothing of is left out of it."
+    def mean(drawn):
+        counts, sums = size[:, drawn].sum(1), total[:, drawn].sum(1)
+        return (sums[counts > 0] / counts[counts > 0]).mean()
+    groups = size.shape[1]
+    means = [mean(rng.integers(groups, size=groups)) for _ in range(n)]
+    return tuple(float(q) for q in np.quantile(means, [.5 - level / 2, .5 + level / 2]))
+
 # %% ../nbs/20_metrics.ipynb #c6a5cf2c
 def bootstrap_interval(
     values, # [N], e.g. the J&F of N expressions
@@ -215,18 +225,19 @@ def bootstrap_interval(
     n:int=2000, # resamples
     seed:int=0,
     level:float=.95, # share of the resamples that the interval holds
+    strata=None, # [N], e.g. the type of each expression: the mean of the means of the types; nothing: the plain mean
 )->tuple[float, float, float]: # mean, low, high; low and high are nan for a single group
     "Mean of `values` and a percentile bootstrap interval over whole groups. Bad input raises `ValueError`."
     values = np.asarray(values, float)
     if values.ndim != 1 or not np.isfinite(values).all() or values.size == 0:
         raise ValueError(f"values must be [N] finite numbers, at least one, got shape {list(values.shape)}")
-    if groups is not None and len(groups) != len(values):
-        raise ValueError(f"groups must name a group for each of the {len(values)} values, got {len(groups)}")
+    for name, x in (("groups", groups), ("strata", strata)):
+        if x is not None and len(x) != len(values): raise ValueError(f"{name} must hold one for each of the {len(values)} values, got {len(x)}")
     if not 0 < level < 1 or n < 1: raise ValueError(f"level must be between 0 and 1 and n at least 1, got {level} and {n}")
-    index = np.arange(len(values)) if groups is None else np.unique(groups, return_inverse=True)[1]
-    size, total = np.bincount(index), np.bincount(index, values)       # [G] values in each group and their sum
-    if len(size) == 1: return float(values.mean()), math.nan, math.nan
-    rng = np.random.default_rng(seed)
-    draws = (rng.integers(len(size), size=len(size)) for _ in range(n))
-    low, high = np.quantile([total[d].sum() / size[d].sum() for d in draws], [.5 - level / 2, .5 + level / 2])
-    return float(values.mean()), float(low), float(high)
+    group = np.arange(len(values)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    stratum = np.zeros(len(values), int) if strata is None else np.unique(strata, return_inverse=True)[1]
+    size, total = np.zeros((2, stratum.max() + 1, group.max() + 1))    # [S, G] values of each stratum in each group, and their sum
+    np.add.at(size, (stratum, group), 1); np.add.at(total, (stratum, group), values)
+    mean = float((total.sum(1) / size.sum(1)).mean())
+    if size.shape[1] == 1: return mean, math.nan, math.nan
+    return mean, *_resampled(size, total, n, np.random.default_rng(seed), level)
