@@ -84,7 +84,8 @@ def test_examples_in_the_help_can_be_parsed(name):
     "What the help shows is not refused for its form."
     import shlex
     for line in cli.COMMANDS[name][2].strip().splitlines():
-        words = shlex.split(re.split(r"\s{3,}\(| \| | < ", line.strip())[0])
+        line = re.sub(r"^accelerate launch .* -m vrshq_nb ", "vrshq ", line.strip())      # the same program in several processes
+        words = shlex.split(re.split(r"\s{3,}\(| \| | < ", line)[0])
         assert words[:2] == ["vrshq", name]
         args = cli.build_parser().parse_args(words[1:])
         assert args.job is cli.COMMANDS[name][0]

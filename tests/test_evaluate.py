@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,8 +16,8 @@ from pycocotools import mask as coco
 
 from vrshq_nb import VRSHQ, MiniVRS, VRSError, cli
 from vrshq_nb.datasets import MiniVRSData, open_dataset
-from vrshq_nb.evaluate import (PERCENT, FolderSource, ModelSource, RecordWriter, annotator_scores, as_row, evaluate, fingerprint, image_scores, label_map,
-                               make_record, read_mask, read_prediction, read_records, run_samples, score_masks, table, write_masks, write_zip)
+from vrshq_nb.evaluate import (PERCENT, FolderSource, ModelSource, annotator_scores, append_record, as_row, evaluate, fingerprint, image_scores, label_map,
+                               make_record, read_mask, read_prediction, read_records, records_file, run_samples, score_masks, table, write_masks, write_zip)
 from vrshq_nb.metrics import boundary_f, jaccard
 
 FILES = "results.json", "expressions.csv", "report.html"
@@ -209,15 +208,23 @@ def test_still_images_have_two_ious():
 
 # ---- records ---------------------------------------------------------------------------------------------------------
 def test_a_torn_line_is_no_record(tmp_path):
-    path = tmp_path / "scores-0.jsonl"
+    path = records_file(tmp_path)
     path.write_bytes(b'{"video": "a/b", "exp_id": "0"}\n{"video": "a/b", "ex')
     assert list(read_records(tmp_path)) == [("a/b", "0")]
-    writer = RecordWriter(path)
-    writer.write({"video": "ü", "exp_id": "1"})
-    writer.close()
+    append_record(records_file(tmp_path), {"video": "ü", "exp_id": "1"})
     assert list(read_records(tmp_path)) == [("a/b", "0"), ("ü", "1")]
     path.write_bytes(b"rubbish\n" + path.read_bytes())
     with pytest.raises(VRSError, match="line 1 is damaged"): read_records(tmp_path)
+
+
+def test_a_later_start_is_right_whichever_process_wrote(tmp_path):
+    for process, J in ((11, .1), (2, .2), (0, .3)): append_record(records_file(tmp_path, process), dict(video="a", exp_id="0", J=J))
+    assert read_records(tmp_path)["a", "0"]["J"] == .3
+
+
+def records_of(out):
+    "All records that were ever written, in the order of starts."
+    return [json.loads(line) for p in sorted(out.glob("scores-*.jsonl")) for line in p.read_bytes().splitlines()]
 
 
 def test_mended_predictions_are_scored_again(small, tmp_path):
@@ -225,11 +232,11 @@ def test_mended_predictions_are_scored_again(small, tmp_path):
     for s in data.samples[1:]: write_masks(data.masks(s), masks / s.video / s.exp_id, data.videos[s.video].frames)
     first = evaluate(data, out, predictions=masks, progress=False)
     assert first["missing"] == [f"{data[0].video}/{data[0].exp_id}"]
-    lines = len((out / "scores-0.jsonl").read_text().splitlines())
+    n = len(records_of(out))
     write_masks(data.masks(data[0]), masks / data[0].video / data[0].exp_id, data.videos[data[0].video].frames)
     again = evaluate(data, out, predictions=masks, progress=False)
     assert again["missing"] == [] and again["overall"]["J"] == again["overall"]["F"] == 100
-    assert len((out / "scores-0.jsonl").read_text().splitlines()) == lines + 1           # that sentence only
+    assert len(records_of(out)) == n + 1                                                 # that sentence only
     assert contents(out) != {} and evaluate(data, out, predictions=masks, progress=False) == again
 
 
@@ -253,7 +260,7 @@ def test_masks_without_a_record_are_not_made_again(small, model, tmp_path, monke
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:-2]))
     monkeypatch.setattr(type(model), "segment", lambda *a, **k: pytest.fail("the model was asked again"))
-    assert evaluate(data, out, model, limit=1, progress=False) == results and path.read_bytes() == b"".join(lines)
+    assert evaluate(data, out, model, limit=1, progress=False) == results and len(records_of(out)) == len(lines)
 
 
 def test_results_are_those_of_segment(small, model, tmp_path):
@@ -337,11 +344,11 @@ def test_killed_and_started_again(small, uninterrupted, tmp_path):
         os.kill(process.pid, signal.SIGKILL)
     finally: process.wait()
     assert process.returncode == -signal.SIGKILL and not (out / "results.json").exists()
-    before = (out / "scores-0.jsonl").read_bytes().rpartition(b"\n")[0]
+    first, = out.glob("scores-*.jsonl")
+    before = first.read_bytes()
     assert run(*words[3:]).returncode == 0
-    after = (out / "scores-0.jsonl").read_bytes()
-    records = [json.loads(line) for line in after.splitlines()]
-    assert after.startswith(before) and before.count(b"\n") >= 4
+    assert first.read_bytes() == before and before.count(b"\n") >= 5
+    records = [json.loads(line) for p in sorted(out.glob("scores-*.jsonl")) for line in p.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
     assert len({(r["video"], r["exp_id"]) for r in records}) == len(records) == len(open_dataset("revos", small))   # each once
     assert contents(out) == contents(uninterrupted)
 

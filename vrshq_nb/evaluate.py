@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['PERCENT', 'GROUPS', 'STYLE', 'read_mask', 'write_masks', 'by_annotator', 'prediction_folder', 'read_prediction',
-           'score_masks', 'make_record', 'read_records', 'RecordWriter', 'fingerprint', 'claim', 'FolderSource',
-           'keep_last', 'ModelSource', 'OneProcess', 'processes', 'threads_of_torch', 'run_samples', 'as_row',
-           'jf_interval', 'group_row', 'table', 'image_scores', 'label_map', 'annotator_labels', 'object_statistics',
-           'annotator_scores', 'describe', 'results_of', 'evaluate', 'write_csv', 'write_results', 'frames_or_grey',
-           'sample_picture', 'picture_tag', 'distribution_figure', 'picture_of_figure', 'results_table', 'html_table',
-           'report', 'figure_of', 'zip_problems', 'check_zip', 'write_zip']
+           'score_masks', 'make_record', 'read_records', 'records_file', 'append_record', 'fingerprint', 'claim',
+           'FolderSource', 'keep_last', 'ModelSource', 'OneProcess', 'processes', 'threads_of_torch', 'run_samples',
+           'as_row', 'jf_interval', 'group_row', 'table', 'image_scores', 'label_map', 'annotator_labels',
+           'object_statistics', 'annotator_scores', 'describe', 'results_of', 'evaluate', 'write_csv', 'write_results',
+           'frames_or_grey', 'sample_picture', 'picture_tag', 'distribution_figure', 'picture_of_figure',
+           'results_table', 'html_table', 'report', 'figure_of', 'zip_problems', 'check_zip', 'write_zip']
 
 # %% ../nbs/23_evaluate.ipynb #3f6ac514
 import base64, csv, hashlib, html, io, json, os, zipfile
@@ -105,30 +105,31 @@ def make_record(
     if not data.has_truth: return record                       # a server keeps the masks
     return record | score_masks(pred, data.counts(sample), foreground(), data.void(sample))
 
-# %% ../nbs/23_evaluate.ipynb #75831572
+# %% ../nbs/23_evaluate.ipynb #cb43b200
 def read_records(
     out:Path, # folder of a run
 )->dict: # (video, exp_id) -> record
     "All finished sentences of a run. A last line without its end is a sentence that was not finished. `VRSError` for a damaged line."
     found = {}
-    for path in sorted(out.glob("scores-*.jsonl")):
+    for path in sorted(out.glob("scores-*.jsonl")):                # by start, then by process
         whole = path.read_bytes().rpartition(b"\n")[0]
         for i, line in enumerate(whole.splitlines(), 1):
             try: record = json.loads(line); found[record["video"], record["exp_id"]] = record
             except (ValueError, LookupError, TypeError): raise VRSError(f"{path}, line {i} is damaged: delete that line, and its sentence will be done again") from None
     return found
 
-# %% ../nbs/23_evaluate.ipynb #45e9ef3b
-class RecordWriter:
-    "Appends records to a file of its own, after what is whole in it."
-    def __init__(self, path:Path):
-        self.file = open(path, "a+b")
-        self.file.seek(0)
-        self.file.truncate(self.file.read().rfind(b"\n") + 1)
-    def write(self, record):
-        self.file.write(json.dumps(record).encode() + b"\n")
-        self.file.flush()
-    def close(self): self.file.close()
+# %% ../nbs/23_evaluate.ipynb #e7a336f3
+def records_file(
+    out:Path, # folder of a run
+    process:int=0,
+)->Path: # not there yet
+    "The file for what this process does after this start."
+    starts = [int(p.stem.split("-")[1]) for p in out.glob("scores-*.jsonl")]
+    return out / f"scores-{max(starts, default=0) + 1:05d}-{process:04d}.jsonl"
+
+# %% ../nbs/23_evaluate.ipynb #06b613bb
+def append_record(path, record): # file, ready for json
+    with open(path, "ab") as f: f.write(json.dumps(record).encode() + b"\n")
 
 # %% ../nbs/23_evaluate.ipynb #64ade0ce
 def fingerprint(
@@ -232,7 +233,7 @@ def threads_of_torch(
     try: yield
     finally: torch.set_num_threads(before)
 
-# %% ../nbs/23_evaluate.ipynb #ecbc065c
+# %% ../nbs/23_evaluate.ipynb #883a0ab2
 def run_samples(
     data:VRSDataset,
     videos:list, # names
@@ -244,14 +245,13 @@ def run_samples(
     "Do all sentences of these videos that are not finished yet, and append their records."
     group, done = group or OneProcess(), read_records(out)
     open_ = lambda s: (s.video, s.exp_id) not in done or not source.finished(data, s, done[s.video, s.exp_id])
+    path = records_file(out, group.process_index)
     group.wait_for_everyone()                                       # all have read before one writes
     with group.split_between_processes(videos) as mine:
         todo = {v: samples for v in mine if (samples := [s for s in data.videos[v].samples.values() if open_(s)])}
-        writer = RecordWriter(out / f"scores-{group.process_index}.jsonl")
         with tqdm(total=sum(map(len, todo.values())), desc="evaluate", unit="sentence", disable=not progress or not group.is_main_process) as bar:
             for video, samples in todo.items():
-                for record in source.records(data, video, samples): writer.write(record); bar.update()
-        writer.close()
+                for record in source.records(data, video, samples): append_record(path, record); bar.update()
     group.wait_for_everyone()
 
 # %% ../nbs/23_evaluate.ipynb #8ba5c888
