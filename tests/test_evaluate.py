@@ -571,3 +571,57 @@ def test_stopping_between_sentences_loses_none(small, tmp_path):
         source.most = most
         with pytest.raises(KeyboardInterrupt): run_samples(data, list(data.videos), source, tmp_path / "out", progress=False)
         assert len(read_records(tmp_path / "out")) == wanted
+
+
+# ---- other data sets -------------------------------------------------------------------------------------------------
+def test_still_images_with_pixels_that_do_not_count(tmp_path):
+    base = tmp_path / "reasonseg" / "val"
+    base.mkdir(parents=True)
+    for name, left in (("a", 2), ("b", 10)):
+        Image.new("RGB", (30, 20)).save(base / f"{name}.jpg")
+        square = lambda x: [[x, 5], [x + 7, 5], [x + 7, 12], [x, 12]]
+        shapes = [{"label": "target", "points": square(left)}, {"label": "ignore", "points": square(20)}]
+        (base / f"{name}.json").write_text(json.dumps({"shapes": shapes, "text": [f"what is {name}?"], "is_sentence": True}))
+    data = open_dataset("reasonseg", tmp_path / "reasonseg")
+    for s in data:
+        masks = data.masks(s) | data.void(s)                   # painting what does not count costs nothing
+        if s.video == "b": masks[:, 15:] = True
+        write_masks(masks, tmp_path / "masks" / s.video / s.exp_id, data.videos[s.video].frames)
+    results = evaluate(data, tmp_path / "out", predictions=tmp_path / "masks", progress=False)
+    target = 8 * 8
+    assert results["referring"] is None and results["overall"]["n"] == 2
+    assert results["images"]["gIoU"] == pytest.approx(results["overall"]["J"], abs=.01)
+    assert results["images"]["cIoU"] == pytest.approx(100 * 2 * target / (2 * target + 5 * 30), abs=1e-3)
+
+
+def test_a_data_set_of_ones_own(tmp_path, capsys):
+    (tmp_path / "mine.py").write_text("""
+import numpy as np
+from PIL import Image
+from vrshq_nb.datasets import Sample, VideoEntry, VRSDataset
+
+class Mine(VRSDataset):
+    "Pictures <video>_<frame>.png, whose red things are the answer."
+    name = "mine"
+    def read(self):
+        names = sorted({p.stem.split("_")[0] for p in self.root.glob("*.png")})
+        frames = lambda v: tuple(sorted(p.stem.split("_")[1] for p in self.root.glob(f"{v}_*.png")))
+        return {v: VideoEntry(v, frames(v), {"0": Sample(v, "0", "the red thing", 0, ("red",))}) for v in names}
+    def frame_file(self, video, frame): return self.root / f"{video}_{frame}.png"
+    def object_masks(self, video, object_id):
+        return np.stack([np.asarray(Image.open(self.frame_file(video, f)))[..., 0] > 200 for f in self.videos[video].frames])
+""")
+    (tmp_path / "set").mkdir()
+    for v in ("a", "b"):
+        for t in range(3):
+            image = np.zeros((24, 32, 3), np.uint8)
+            image[4:12, 5 + t:15 + t] = 255, 0, 0
+            Image.fromarray(image).save(tmp_path / "set" / f"{v}_{t:03d}.png")
+            path = tmp_path / "masks" / v / "0" / f"{t:03d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image[..., 0] if v == "a" else 0 * image[..., 0]).save(path)
+    words = ["evaluate", "--dataset", f"{tmp_path / 'mine.py'}:Mine", "--root", tmp_path / "set", "--predictions", tmp_path / "masks", "--out", tmp_path / "out", "-q"]
+    assert cli.main(list(map(str, words))) == 0
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["dataset"] == "mine" and results["referring"]["J"] == results["overall"]["J"] == 50
+    assert "referring" in capsys.readouterr().out
