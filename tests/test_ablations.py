@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from vrshq_nb import VRSHQ, MiniVRS
 from vrshq_nb.metrics import bootstrap_interval, j_and_f
@@ -12,6 +13,15 @@ from vrshq_nb.model import find_weights
 USED = {5, 100, 300, 301, 400, 1000, 2000}  # seeds of training, of the scores and of the diagnosis
 GROUPS = {"referring": (0,), "reasoning": (1,), "overall": (0, 1), "absent": (2,)}
 LIVE = [{}, {"terms": ["clip"]}, {"k": 3, "sampling": "uniform"}, {"prompt": "token"}]  # what `segment` offers too
+
+
+@pytest.fixture
+def one_thread():
+    "Nano is small: on a busy machine threads wait for one another."
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +120,7 @@ def test_the_page_shows_this_file(notebook, stored, root):
     assert (root / "nbs" / "ablations.json").stat().st_size < 200_000
 
 
-def test_the_first_clip_measured_again(stored):
+def test_the_first_clip_measured_again(stored, one_thread):
     data, model = stored["splits"]["val"], VRSHQ.from_pretrained(stored["model"])
     split, seed, index = data["clips"][0].split("_")
     clip = MiniVRS(split, n=int(index) + 1, seed=int(seed))[int(index)]
