@@ -76,10 +76,10 @@ def lower_object_logit(model, by):
     with torch.no_grad(): model.sam_mask_decoder.pred_obj_score_head.layers[2].bias += by
 
 
-def close(ours, key):
+def close(ours, key, tolerance=TOLERANCE):
     theirs = REFERENCE[key]
     assert tuple(ours.shape) == theirs.shape
-    assert np.abs(ours.detach().numpy() - theirs).max() <= TOLERANCE
+    assert np.abs(ours.detach().numpy() - theirs).max() <= tolerance
 
 
 def without_dropout(model):
@@ -102,10 +102,18 @@ def test_prompt_and_keyframe_mask(model, features, tokens, t):
 
 @torch.no_grad()
 def test_candidate_scores(model, features, tokens):
-    close(torch.stack([model.object_logits(features, range(6), k[None]) for k in tokens]), "object_logits")
-    close(torch.stack([model.decode(features, range(6), k[None]).iou for k in tokens]), "ious")
-    lower_object_logit(model, -3.9)
-    close(torch.stack([model.object_logits(features, range(6), k[None]) for k in tokens]), "object_logits_low")
+    """In float64, where every processor gives the same: in float32 they differ from one another by up to 4e-4 here.
+    The reference ran in float32, and its own rounding is 1.5e-4."""
+    exact = copy.deepcopy(model).double()
+    exact.sam_prompt_encoder.pe_layer.float()                       # sam2 gives it float32 coordinates
+    exact_features = Features(*exact.encode_batch(reference_video().double()), 128, 128)
+    def logits(m, f): return torch.stack([m.object_logits(f, range(6), k[None].to(f.levels[0])) for k in tokens])
+    close(torch.stack([exact.decode(exact_features, range(6), k[None].double()).iou for k in tokens]), "ious")
+    for key, by in (("object_logits", 0.), ("object_logits_low", -3.9)):
+        for m in (model, exact): lower_object_logit(m, by)
+        ours = logits(exact, exact_features)
+        close(ours, key, 2e-4)
+        assert (logits(model, features) - ours).abs().max() < 1e-3  # and float32 is float32
 
 
 @pytest.mark.parametrize("case, t, token, bias", [

@@ -86,7 +86,7 @@ def test_version_is_the_same_everywhere(settings):
 def test_metadata(settings):
     meta = importlib.metadata.metadata("vrshq_nb")
     assert meta["Requires-Python"] == f">={settings['min_python']}"
-    assert set(meta.get_all("Provides-Extra")) == {"lab", "train", "dev"}
+    assert set(meta.get_all("Provides-Extra")) == {"lab", "train", "backbones", "dev"}
     needed = " ".join(meta.get_all("Requires-Dist"))
     assert all(name in needed for name in ("torch", "torchvision", "transformers", "sam2", "decord"))
 

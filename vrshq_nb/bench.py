@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .mdp import upscale
 from .minivrs import make_clip
 from .model import VRSHQ
 from .tda import tda
@@ -76,9 +75,9 @@ def encode_again(
     occlusion = torch.cat([model.sam2.decode(model.sam2.encode(frames[[t]]), 0, fused).object_logit for t in candidates])
     lows = [model.sam2.decode(model.sam2.encode(frames[[t]]), 0, fused).logits for t in candidates]
     keyframe, _ = select_keyframe(candidates, occlusion, weights, logits.softmax(0)[candidates])
-    size = frames.shape[1:3]
-    mask = upscale(lows[candidates.index(keyframe)], *size)[0]
-    return upscale(model.sam2.propagate(model.sam2.encode(frames), keyframe, mask), *size).numpy()
+    features = model.sam2.encode(frames)
+    mask = model.sam2.enlarge(lows[candidates.index(keyframe)], features, prompt=True)[0]
+    return model.sam2.enlarge(model.sam2.propagate(features, keyframe, mask), features).numpy()
 
 # %% ../nbs/40_bench.ipynb #f2035055
 @torch.no_grad()

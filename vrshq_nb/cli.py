@@ -8,9 +8,9 @@ __all__ = ['COMMANDS', 'ENDINGS', 'DATASET', 'MODEL', 'DEVICE', 'QUIET', 'JSON',
            'quiet_libraries', 'arg', 'command', 'build_parser', 'main', 'slug', 'numbered', 'plan_outputs', 'obstacle',
            'check_output', 'read_sentences', 'as_record', 'whole', 'device_name', 'progress_wanted', 'segment_command',
            'Sample', 'say', 'sample_clips', 'demo_picture', 'demo_row', 'table_line', 'demo_command', 'sample_record',
-           'sample_files', 'sample_sheet', 'write_samples', 'minivrs_command', 'version_of', 'model_info',
-           'info_command', 'stage_steps', 'train_command', 'data_command', 'setting', 'benchmark_model',
-           'print_results', 'evaluate_command', 'bench_command']
+           'sample_files', 'sample_sheet', 'write_samples', 'minivrs_command', 'version_of', 'device_memory',
+           'model_info', 'size_text', 'info_command', 'convert_command', 'stage_steps', 'train_command', 'data_command',
+           'setting', 'benchmark_model', 'print_results', 'evaluate_command', 'bench_command']
 
 # %% ../nbs/41_cli.ipynb #264b1863
 import argparse, importlib.metadata, json, linecache, logging, os, re, sys, tempfile, warnings
@@ -455,37 +455,71 @@ def version_of(package:str)->str|None:
     "The installed version, `None` where there is none."
     with suppress(importlib.metadata.PackageNotFoundError): return importlib.metadata.version(package)
 
+# %% ../nbs/41_cli.ipynb #a1f2018c
+def device_memory()->dict: # name -> bytes, 0 where the system does not say
+    "What a model could run on here, and how much memory is there."
+    import torch
+    pages = getattr(os, "sysconf_names", {})
+    ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if {"SC_PAGE_SIZE", "SC_PHYS_PAGES"} <= pages.keys() else 0
+    gpus = {f"cuda:{i} ({torch.cuda.get_device_name(i)})": torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count())}
+    return {f"cpu ({torch.get_num_threads()} threads)": ram} | gpus | ({"mps": ram} if torch.backends.mps.is_available() else {})
+
+# %% ../nbs/41_cli.ipynb #67b8282c
 def model_info(
     name:str="nano", # as for `VRSHQ.from_pretrained`
+    n_frames:int=32, # of a video, for its cost
 )->dict: # ready for json
-    "What a model is made of, and what it runs on here."
-    import torch
+    "What a model is made of, what it needs, what a video costs, and what it could run on here. Large weights are not loaded."
     from vrshq_nb import __version__
-    from vrshq_nb.model import VRSHQ, find_weights
-    model = VRSHQ.from_pretrained(name)
-    size = lambda module: sum(p.numel() for p in module.parameters())
-    parts = {f"{a}.{b}": size(part) for a, whole in model.named_children() for b, part in whole.named_children() if size(part)}
-    parts |= {f"{a} (itself)": own for a, whole in model.named_children() if (own := sum(p.numel() for p in whole.parameters(recurse=False)))}
-    gpus = [f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count())]
-    devices = [f"cpu ({torch.get_num_threads()} threads)", *gpus, *(["mps"] if torch.backends.mps.is_available() else [])]
-    files = find_weights(name).glob("*.safetensors")
-    return dict(model=str(name), parameters=size(model), megabytes=round(sum(f.stat().st_size for f in files) / 1e6, 1), parts=parts, devices=devices,
-                versions=dict(vrshq_nb=__version__, python=sys.version.split()[0]) | {p: v for p in PACKAGES if (v := version_of(p))}, config=model.config)
+    from vrshq_nb.backbones import describe_model, skeleton
+    from vrshq_nb.model import find_weights
+    shapes, memory = skeleton(name), device_memory()
+    about = describe_model(shapes, n_frames)
+    weights = [f for pattern in ("*.safetensors", "*.bin") for f in find_weights(name).glob(pattern)]
+    fits = {device: [dtype for dtype, size in about["bytes"].items() if size < .8 * ram] for device, ram in memory.items() if ram}
+    return dict(model=str(name), megabytes=round(sum(f.stat().st_size for f in weights) / 1e6, 1), devices=list(memory), fits=fits,
+                versions=dict(vrshq_nb=__version__, python=sys.version.split()[0]) | {p: v for p in PACKAGES if (v := version_of(p))}, config=shapes.config) | about
 
 # %% ../nbs/41_cli.ipynb #fdf558d3
-@command("what a model is made of, versions, and devices",
+def size_text(n:float)->str: return f"{n / 1e9:.1f} GB" if n >= 1e9 else f"{n / 1e6:.1f} MB"
+
+@command("what a model is made of, the memory it needs, what a video costs, versions, and devices",
     """vrshq info
-       vrshq info path/to/model --json""",
-    arg("model", nargs="?", default="nano", metavar="MODEL", help="nano, a folder, or a hub id (default: nano)"), JSON)
+       vrshq info path/to/model --json
+       vrshq info path/to/model --frames 300""",
+    arg("model", nargs="?", default="nano", metavar="MODEL", help="nano, a folder, or a hub id (default: nano)"),
+    arg("--frames", type=whole(1, 10**6), default=32, help="of the video whose cost is told (default: 32)"), JSON)
 def info_command(args):
-    about = model_info(args.model)
+    about = model_info(args.model, args.frames)
     if args.json: return print(json.dumps(about))
-    print(f"model {about['model']}: {about['parameters']:,} parameters, {about['megabytes']} MB")
-    for name, n in about["parts"].items(): print(f"  {name:<24} {n:>12,}")
+    print(f"model {about['model']}: {about['parameters']:,} parameters, {about['megabytes']} MB of files")
+    for name, n in about["parts"].items(): print(f"  {name:<26} {n:>14,}")
+    print("weights in memory: " + ", ".join(f"{dtype} {size_text(n)}" for dtype, n in about["bytes"].items()))
+    for device, dtypes in about["fits"].items(): print(f"  {device}: " + (f"room for {', '.join(dtypes)}" if dtypes else "too small"))
+    v = about["video"]
+    words = f"{v['visual_tokens_per_frame']} tokens a frame, {v['sequence']} tokens in all" if v["sequence"] else "tokens unknown"
+    print(f"a video of {v['frames']} frames: {v['candidates']} of them for the language model ({words}), {size_text(v['sam2_bytes'])} of SAM 2 features")
     print("devices: " + ", ".join(about["devices"]))
     print("versions: " + ", ".join(f"{name} {version}" for name, version in about["versions"].items()))
     print("config: " + json.dumps(about["config"]))
 
+# %% ../nbs/41_cli.ipynb #02af9f84
+@command("the released VRS-HQ checkpoint as one safetensors folder of this package",
+    """vrshq convert VRS-HQ-Chat-UniVi-7B vrshq_7b
+       vrshq convert VRS-HQ-Chat-UniVi-7B vrshq_7b --dtype bf16 --clip clip-vit-large-patch14-336""",
+    arg("checkpoint", metavar="CHECKPOINT", help="folder with config.json, tokenizer.model and the shards (bin or safetensors)"),
+    arg("out", metavar="OUT", help="folder to be made; vrshq segment --model OUT uses it"),
+    arg("--dtype", choices=("fp32", "bf16", "fp16"), help="of the language model (default: as stored)"),
+    arg("--clip", metavar="FOLDER", help="folder or hub id of CLIP, to be packed in (default: clip/ in the checkpoint; else it is fetched when first used)"))
+def convert_command(args):
+    import torch
+    from vrshq_nb.chatunivi import convert
+    out = Path(args.out).expanduser()
+    check_output(out, [])
+    dtypes = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
+    print(f"model -> {convert(args.checkpoint, out, dtypes.get(args.dtype), args.clip)}")
+
+# %% ../nbs/41_cli.ipynb #7bb58ad1
 def stage_steps(text:str)->tuple:
     "`STAGE=N`, as `--steps` takes it."
     stage, _, n = text.partition("=")

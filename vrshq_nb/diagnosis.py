@@ -17,7 +17,6 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .mdp import upscale
 from .metrics import boundary_f, bootstrap_interval, jaccard
 from .minivrs import FAMILIES, Clip, Expression
 from .model import EncodedVideo, VRSHQ, find_weights, read_tokens
@@ -57,14 +56,14 @@ class Case:
     @property
     def best_frame(self): return int(self.true.sum((1, 2)).argmax())              # where most of the target is in view
 
-    def masks(self, logits): return upscale(logits, *self.true.shape[1:]).numpy()
+    def masks(self, logits): return self.model.sam2.enlarge(logits, self.shared.features).numpy()
 
 # %% ../nbs/23_diagnosis.ipynb #7ca990c4
 def pipeline(case): return case.seg.masks                                         # bool (T, H, W), as are all
 
 def propagated(case, frame, logits):
     "A keyframe's mask logits (h, w), carried through the video."
-    mask = upscale(logits[None], *case.true.shape[1:])[0]
+    mask = case.model.sam2.enlarge(logits[None], case.shared.features, prompt=True)[0]
     return case.masks(case.model.sam2.propagate(case.shared.features, frame, mask))
 
 def random_keyframe(case):

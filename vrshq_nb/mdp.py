@@ -214,6 +214,10 @@ class FramePredictor(RecordingPredictor):
 
     def normalise(self, images: Tensor) -> Tensor: return normalise(images, self.device)
 
+    def prepare(self, frames) -> Tensor:
+        "uint8 frames `[n, H, W, 3]` to normalised images `[n, 3, S, S]`"
+        return self.normalise(to_square(frames, self.image_size))
+
     def encode_batch(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         "Normalised images `[n, 3, S, S]` to feature levels and one frame's positions"
         out, n = self.forward_image(images), self.num_feature_levels
@@ -237,11 +241,15 @@ class EncodingPredictor(FramePredictor):
         for i in range(0, n, batch_size):
             stop = min(i + batch_size, n)
             batch = frames.frames(list(range(i, stop))) if hasattr(frames, "frames") else frames[i:stop]
-            levels, positions = self.encode_batch(self.normalise(to_square(batch, self.image_size)))
+            levels, positions = self.encode_batch(self.prepare(batch))
             parts.append([x.to(device=device, dtype=dtype) for x in levels])
             if progress: progress(stop, n)
         levels = [torch.cat([p.pop(0) for p in parts]) for _ in positions]
         return Features(levels, positions, *map(int, batch.shape[1:3]))
+
+    def enlarge(self, logits: Tensor, features: Features, threshold: float | None = 0., prompt: bool = False) -> Tensor:
+        "`upscale` to the video's size; a predictor that pads its frames cuts the padding off, unless the masks are for a `prompt`"
+        return upscale(logits, features.height, features.width, threshold)
 
 # %% ../nbs/13_mdp.ipynb #237300e9
 def vision_inputs(

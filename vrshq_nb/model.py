@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerFast
 
 # %% ../nbs/14_model.ipynb #babe7621
-from .mdp import Features, MaskOutput, sam2_from_config, upscale
+from .mdp import Features, MaskOutput, sam2_from_config
 from .tda import tda
 from .tks import anchor_frame, candidate_frames, clip_tokenize, keyframe_scores, scorer_from_config, select_keyframe
 from .tokens import TemporalTokens, TokenEncoder, clean_expression
@@ -38,7 +38,7 @@ from .viz import browse, overlay, summary_picture
 def _from_hub(name):
     "The folder of a hub's model, downloaded where it is not there yet; a `VRSError` where that fails."
     from huggingface_hub import snapshot_download
-    try: return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt"]))
+    try: return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.bin", "*.model", "*.jinja"]))
     except Exception as e: raise VRSError(f"model {name!r} is not a folder here and could not be fetched from the hub ({type(e).__name__}): "
                                           "check the name and the connection") from e
 
@@ -135,6 +135,12 @@ def packed_state(
     return state
 
 # %% ../nbs/14_model.ipynb #0954b194
+def _kind_of(folder):
+    "Whose format a folder has: 'chatunivi' (the paper's own model), 'backbones' (a published language model's), or '' (ours)."
+    try: config = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError): return ""
+    return "" if not isinstance(config, dict) else "chatunivi" if "mm_hidden_size" in config else config.get("kind", "")
+
 class PretrainedModel(ModelParts):
     "... that can be loaded and saved"
     @classmethod
@@ -144,6 +150,12 @@ class PretrainedModel(ModelParts):
     ) -> "PretrainedModel":
         "Loads a model; every key of its weights is accounted for, or a `VRSError` says which is not."
         device, folder = find_device(device), find_weights(name)
+        if _kind_of(folder) == "chatunivi":
+            from vrshq_nb.chatunivi import load_model
+            return load_model(folder, device)
+        if _kind_of(folder) == "backbones":
+            from vrshq_nb.backbones import BackboneModel
+            return BackboneModel.from_pretrained(folder, device)
         try:
             state = load_file(folder / "model.safetensors")
             model = cls(json.loads((folder / "config.json").read_text()), PreTrainedTokenizerFast.from_pretrained(folder))
@@ -345,11 +357,11 @@ def segment_one(
     with watch("tokens"): tokens, answer = read_tokens(model, shared, text, frames)
     with watch("aggregate"): fused, weights = tda(tokens.seg, tokens.tak, options.alpha, options.temperature, options.how)
     with watch("keyframe"): keyframe, candidates, low = choose_keyframe(model, shared, tokens, fused, logits, options)
-    mask, seen = upscale(low, *size)[0], next(c.occlusion for c in candidates if c.frame == keyframe)
+    mask, seen = model.sam2.enlarge(low, shared.features, prompt=True)[0], next(c.occlusion for c in candidates if c.frame == keyframe)
     found = bool(mask.any()) and seen > 0
     if found or not options.gate:
         with watch("propagate"): out = carry_mask(model, shared, keyframe, mask, fused, options, progress)
-        with watch("upscale"): masks = upscale(out.logits, *size).numpy()
+        with watch("upscale"): masks = model.sam2.enlarge(out.logits, shared.features).numpy()
         found, object_logits = found or bool(masks.any()), out.object_logit.float().cpu()
     else: masks, object_logits = np.zeros((len(logits), *size), bool), torch.full((len(logits),), seen)
     return Segmentation(text, masks, keyframe, found, answer, candidates, tokens, fused, weights, anchor, logits, object_logits, shared.video,
@@ -384,6 +396,18 @@ def check_options(
 # %% ../nbs/14_model.ipynb #cfaa9bfc
 class VRSHQ(EncodingModel):
     "VRS-HQ: token encoding, temporal aggregation, keyframe selection, mask decoding and propagation."
+    @classmethod
+    def from_backbones(cls,
+        llm,                            # a transformers vision–language model: folder or hub id
+        sam2="large",                   # a published size, a .pt file, 'nano', or a dict: see `backbones.sam2_pretrained`
+        clip="ViT-L-14-336-quickgelu",  # an OpenCLIP name, 'nano', or a dict: see `backbones.clip_pretrained`
+        device="cpu",                   # 'cpu', 'cuda', 'mps' or 'auto'
+        **options,                      # dtype, bits, side, lora, answer: see `backbones.from_backbones`
+    ) -> "VRSHQ":
+        "The method around published models; what VRS-HQ trains is new and untrained. A `VRSError` for a part that cannot be loaded."
+        from vrshq_nb.backbones import from_backbones
+        return from_backbones(llm, sam2, clip, device, **options)
+
     @torch.no_grad()
     def segment(self,
         video,                    # path, folder, array, `Video`, or what `encode` returned
