@@ -74,6 +74,16 @@ def write_shards(folder, state, kind="safetensors", shards=1):
     (folder / f"{stem}.{ending}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
 
 
+STORED = Path(__file__).resolve().parent / "data" / "chatunivi"
+
+
+def assets_of(npz_path, assets=None):
+    "Where a run's weights are: as given, beside the npz, or those that are kept for the tests"
+    npz_path = Path(npz_path)
+    if not npz_path.is_file(): raise FileNotFoundError(f"there is no file {npz_path}")
+    return Path(assets) if assets else npz_path.parent if (npz_path.parent / "chatunivi_tiny_config.json").exists() else STORED
+
+
 def run_model(assets):
     "Our model with the weights of a run, read as a released checkpoint is"
     with tempfile.TemporaryDirectory() as folder:
@@ -142,10 +152,22 @@ def check_inference(npz_path, assets=None):
     "A whole inference of ours on the npz's inputs; a `Report`, or an `AssertionError` that names the first quantity that differs"
     npz_path = Path(npz_path)
     report, problem = Report(npz_path.name), None
-    model, d = run_model(assets or npz_path.parent), dict(np.load(npz_path))
+    model, d = run_model(assets_of(npz_path, assets)), video_numbers(dict(np.load(npz_path)))
     try: _inference(model, d, report)
     except Exception as e: problem = e
     return report.done(problem)
+
+
+def video_numbers(d):
+    """The npz with frames named by their number in the video, also where a run named candidates by their place in the row.
+
+    Scored frames 0, 1, 2 … that are not the candidates' numbers are places. A keyframe is a place if the npz's own scores say so.
+    """
+    frames, scored, key = d["frame_ids"], d["tks_frame_ids"], int(d["keyframe"])
+    if not np.array_equal(scored, frames) and np.array_equal(scored, np.arange(len(frames))): d = d | {"tks_frame_ids": frames}
+    seg, tak = tensor(d["seg_embed"]), tensor(d["tak_embed"])
+    best = int((tensor(d["tks_obj_logits"]).softmax(0) + tda(seg, tak)[1]).argmax())
+    return d | {"keyframe": frames[best]} if key != frames[best] and key == best else d
 
 
 def _inference(model, d, report):
@@ -223,11 +245,12 @@ def without_dropout(model):
 def check_training(npz_path, assets=None, only=None):
     "Losses, masks and gradients of every case in the npz; {case: `Report`}, or an `AssertionError` that names the first difference"
     npz_path, reports = Path(npz_path), {}
+    assets = assets_of(npz_path, assets)
     npz = np.load(npz_path)
     for case in cases(npz) if only is None else [only]:
         d = {k.rpartition("/")[2]: npz[k] for k in npz.files if k.rpartition("/")[0] == case}
         report, problem, name = Report(f"{npz_path.name}, {case}"), None, case or npz_path.stem
-        model = without_dropout(run_model(assets or npz_path.parent)).train("trainmode" in name)
+        model = without_dropout(run_model(assets_of(npz_path, assets))).train("trainmode" in name)
         try: _training(model, d, report, case_alpha(name, d))
         except Exception as e: problem = e
         reports[case] = report.done(problem)
@@ -243,6 +266,7 @@ def _training(model, d, report, alpha):
     for i, (logits, true) in enumerate(masks):
         report.compare(f"mask logits {i}", logits, d[f"pred_mask{i}"], 1e-3)
         report.compare(f"true masks {i}", true, d[f"gt_mask{i}"])
+    if "mask_loss" in d: report.compare("mask_loss", losses["loss"] - losses["ce"], d["mask_loss"], 5e-5 * max(1, abs(float(d["mask_loss"]))))
     for ours, theirs in (("ce", "ce_loss"), ("bce", "mask_bce_loss"), ("dice", "mask_dice_loss"), ("loss", "loss")):
         report.compare(theirs, losses[ours], d[theirs], 5e-5 * max(1, abs(float(d[theirs]))))
     losses["loss"].backward()
@@ -256,6 +280,8 @@ def _training(model, d, report, alpha):
 
 
 def main(paths):
+    if not 1 <= len(paths) <= 2: sys.exit(__doc__.splitlines()[0])
+    if not Path(paths[0]).is_file(): sys.exit(f"there is no file {paths[0]}")
     npz = np.load(paths[0])
     assert is_inference(npz) or cases(npz), f"{paths[0]} holds neither an inference nor training steps"
     reports = {"inference": check_inference(*paths)} if is_inference(npz) else check_training(*paths)

@@ -553,3 +553,73 @@ def test_info_and_convert(tmp_path, released, capsys):
     assert cli.main(["info", str(tmp_path / "ours")]) == 0 and f"{about['parameters']:,}" in capsys.readouterr().out
     assert cli.main(["convert", str(tmp_path / "nowhere"), str(tmp_path / "out")]) == 2 and not (tmp_path / "out").exists()
     assert cli.main(["convert", str(released), str(tmp_path / "ours")]) == 2     # never over what is there
+
+
+# ---------------------------------------------------------------- what a folder may be wrong about
+
+def test_clip_beside_a_checkpoint_that_holds_one(tmp_path, clip_folder, frames):
+    folder = reference.write_released(tmp_path / "c", DATA)
+    shutil.copytree(clip_folder, folder / "clip")
+    seg = VRSHQ.from_pretrained(folder).segment(frames, "the red kite", gate=False)     # the one with words is taken
+    assert seg.masks.shape == frames.shape[:3]
+
+
+def test_index_and_shards_must_agree(tmp_path):
+    folder = reference.write_released(tmp_path / "c", DATA, "safetensors", 3)
+    index = folder / "model.safetensors.index.json"
+    whole = json.loads(index.read_text())
+    first, second = sorted(set(whole["weight_map"].values()))[:2]
+    index.write_text(json.dumps(whole | {"weight_map": whole["weight_map"] | {"model.extra.weight": second}}))
+    with pytest.raises(VRSError, match=f"1 tensors are not where.*model.extra.weight in {second}"): load_released(folder)
+    index.write_text(json.dumps(whole))
+    state = load_file(folder / second)
+    name, tensor = next(iter(load_file(folder / first).items()))
+    save_file(state | {name: tensor + 1}, folder / second)
+    with pytest.raises(VRSError, match="in two shards"): load_released(folder)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"[SEG]": -5}', '{"[SEG]": "7"}'])
+def test_added_words_that_have_no_ids(tmp_path, text):
+    folder = reference.write_released(tmp_path / "c", DATA)
+    (folder / "added_tokens.json").write_text(text)
+    with pytest.raises(VRSError, match="added_tokens.json"): load_released(folder)
+
+
+def test_another_model_is_not_converted(tmp_path, released, capsys):
+    with pytest.raises(VRSError, match="no released checkpoint"): convert("nano", tmp_path / "out")
+    with pytest.raises(VRSError, match="already"): convert(convert(released, tmp_path / "ours"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    for text in ("", "[1]", '{"kind": "backbones"}', '{"model_type": "qwen2_5_vl"}'):
+        (tmp_path / "other").mkdir(exist_ok=True)
+        (tmp_path / "other" / "config.json").write_text(text)
+        assert cli.main(["info", str(tmp_path / "other")]) == 2 and "config.json" in capsys.readouterr().err
+
+
+def test_every_wrong_key_is_told_to_programs(tmp_path):
+    folder = reference.write_released(tmp_path / "c", DATA)
+    path, = folder.glob("*.safetensors")
+    state = load_file(path)
+    save_file({k + "x" if i < 20 else k: v for i, (k, v) in enumerate(sorted(state.items()))}, path)
+    with pytest.raises(VRSError, match="20 missing.*20 unexpected") as e: load_released(folder)
+    assert len(e.value.problems["missing"]) == len(e.value.problems["unexpected"]) == 20
+
+
+# ---------------------------------------------------------------- the comparison itself
+
+def test_places_and_numbers_of_frames():
+    "A run may name candidates by their place among the candidates, or by their number in the video."
+    d = dict(np.load(DATA / "e2e_infer_T4.npz"))
+    score = torch.from_numpy(d["tks_obj_logits"]).softmax(0)
+    frames = np.array([1, 3, 5, 7])
+    numbers = d | dict(frame_ids=frames, tks_frame_ids=frames, keyframe=frames[int(score.argmax())])
+    places = numbers | dict(tks_frame_ids=np.arange(4), keyframe=np.int64(score.argmax()))
+    for case in (numbers, places):
+        got = reference.video_numbers(case)
+        assert got["tks_frame_ids"].tolist() == frames.tolist() and got["keyframe"] == numbers["keyframe"]
+    wrong = reference.video_numbers(numbers | dict(keyframe=np.int64(frames[int(score.argmin())])))
+    assert wrong["keyframe"] != numbers["keyframe"]                                      # a wrong one stays wrong
+
+
+def test_weights_need_not_lie_beside_the_run(tmp_path):
+    shutil.copy(DATA / "e2e_infer_T1.npz", tmp_path)
+    assert reference.check_inference(tmp_path / "e2e_infer_T1.npz").first is None

@@ -755,3 +755,14 @@ def test_nothing_fits(tmp_path):
     with pytest.raises(VRSError, match="no folder"): detect_dataset(tmp_path / "no")
     with pytest.raises(VRSError, match="looks like no data set"): check_folder(tmp_path)
     assert "meta_expressions_valid_.json is missing" in check_folder(tmp_path, "revos")[1]["valid"][0]
+
+
+def test_an_object_that_is_on_no_frame_is_told(tmp_path):
+    from vrshq_nb import MiniVRS
+    root = MiniVRS("val", n=1, seed=3, size=32, n_frames=3).save(tmp_path / "revos", progress=False)
+    masks = json.loads((root / "mask_dict.json").read_text())
+    wanted = next(o for s in open_dataset("revos", root) for o in s.objects)
+    assert open_dataset("revos", root).check() == []
+    (root / "mask_dict.json").write_text(json.dumps(masks | {wanted: [None] * 3}))
+    line, = open_dataset("revos", root).check()
+    assert f"object {wanted} is on no frame" in line

@@ -129,6 +129,18 @@ def test_masks_of_zero_and_one_are_masks_too(awkward, tmp_path):
 
 
 # ---- predictions -----------------------------------------------------------------------------------------------------
+def test_a_palette_that_begins_with_the_object(tmp_path):
+    "Some programs sort palettes their own way: white first. The colour counts then, not the number."
+    mask = np.zeros((6, 9), np.uint8)
+    mask[2:4, 3:] = 255
+    image = Image.fromarray((mask == 0).astype(np.uint8), "P")
+    image.putpalette([255, 255, 255, 0, 0, 0])
+    image.save(tmp_path / "m.png")
+    assert np.array_equal(read_mask(tmp_path / "m.png") > 0, mask > 0)
+    Image.fromarray(np.stack([mask // 255, 0 * mask, 0 * mask], -1)).save(tmp_path / "dark.png")
+    assert np.array_equal(read_mask(tmp_path / "dark.png") > 0, mask > 0)
+
+
 @pytest.mark.parametrize("mode", ["L", "1", "P", "RGB"])
 def test_every_kind_of_png_is_a_mask(tmp_path, mode):
     mask = np.zeros((6, 9), np.uint8)
@@ -202,8 +214,8 @@ def test_percentages_are_rounded_before_the_mean():
 
 
 def test_still_images_have_two_ious():
-    records = [dict(J=.5, intersection=10, union=20), dict(J=1., intersection=1, union=1), dict(problem="gone")]
-    assert image_scores(records) == {"gIoU": 50., "cIoU": round(100 * 11 / 21, 4)}
+    records = [dict(J=.5, intersection=10, union=20), dict(J=1., intersection=1, union=1), dict(problem="gone", intersection=0, union=9)]
+    assert image_scores(records) == {"gIoU": 50., "cIoU": round(100 * 11 / 30, 4)}
 
 
 # ---- records ---------------------------------------------------------------------------------------------------------
@@ -625,3 +637,72 @@ class Mine(VRSDataset):
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["dataset"] == "mine" and results["referring"]["J"] == results["overall"]["J"] == 50
     assert "referring" in capsys.readouterr().out
+
+
+# ---- what is no fault of a prediction ends the run -------------------------------------------------------------------
+def test_a_place_that_cannot_be_written_is_no_score(small, model, tmp_path, monkeypatch):
+    from vrshq_nb import evaluate as module
+    data, written = open_dataset("revos", small), []
+    def full(masks, folder, frames):
+        if len(written) == 2: raise VRSError("cannot write masks (no space left on device): make room")
+        written.append(folder)
+        return write_masks(masks, folder, frames)
+    monkeypatch.setattr(module, "write_masks", full)
+    with pytest.raises(VRSError, match="no space"): evaluate(data, tmp_path / "out", model, limit=1, progress=False)
+    assert not (tmp_path / "out" / "results.json").exists()
+    monkeypatch.undo()
+    assert evaluate(data, tmp_path / "out", model, limit=1, progress=False)["missing"] == []
+
+
+def test_a_truth_that_is_missing_is_no_score(davis, tmp_path):
+    data, ids = davis
+    for s in data: write_masks(ids == s.objects[0], tmp_path / "masks" / "v" / s.exp_id, data.videos["v"].frames)
+    first = data.root / "valid" / "Annotations" / "v" / "00000.png"
+    first.rename(tmp_path / "kept.png")
+    run_it = lambda: evaluate(open_dataset("ref-davis17", data.root), tmp_path / "out", predictions=tmp_path / "masks", progress=False)
+    with pytest.raises(VRSError, match="00000.png"): run_it()
+    (tmp_path / "kept.png").rename(first)
+    results = run_it()
+    assert results["overall"]["J"] == results["protocols"]["annotators"]["J"] == 100
+
+
+def test_changed_sentences_are_another_run(small, tmp_path):
+    root = tmp_path / "revos"
+    shutil.copytree(small, root)
+    (tmp_path / "masks").mkdir()
+    evaluate(open_dataset("revos", root), tmp_path / "out", predictions=tmp_path / "masks", progress=False)
+    path = root / "meta_expressions_valid_.json"
+    meta = json.loads(path.read_text())
+    e = next(e for v in meta["videos"].values() for e in v["expressions"].values() if e["type_id"] == 0)
+    e["type_id"] = 1
+    path.write_text(json.dumps(meta))
+    with pytest.raises(VRSError, match="another run"): evaluate(open_dataset("revos", root), tmp_path / "out", predictions=tmp_path / "masks", progress=False)
+
+
+def test_options_of_a_command_are_what_they_say(tmp_path, capsys):
+    words = ["evaluate", "--dataset", "minivrs", "--n", "1", "--size", "32", "--frames", "2", "-q", "--out", str(tmp_path / "out"), "--set", "terms=occlusion", "gate=False"]
+    assert cli.main(words) == 0 and cli.main(words) == 0                                  # goes on, a tuple read back as a list
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["options"] == {"terms": ["occlusion"], "gate": False}
+    for bad in ("gate=maybe", "k=1.5", "seed=x"):
+        assert cli.main([*words[:-3], "--set", bad]) == 2 and bad.split("=")[0] in capsys.readouterr().err
+
+
+def test_videos_without_a_sentence(small, tmp_path):
+    root = tmp_path / "revos"
+    shutil.copytree(small, root)
+    path = root / "meta_expressions_valid_.json"
+    meta = json.loads(path.read_text())
+    next(iter(meta["videos"].values()))["expressions"] = {}
+    path.write_text(json.dumps(meta))
+    (tmp_path / "masks").mkdir()
+    with pytest.raises(VRSError, match="no sentence"): evaluate(open_dataset("revos", root), tmp_path / "out", predictions=tmp_path / "masks", limit=1, progress=False)
+    assert evaluate(open_dataset("revos", root), tmp_path / "out", predictions=tmp_path / "masks", limit=2, progress=False)["n_videos"] == 2
+
+
+@pytest.mark.parametrize("text", ["", "[1]", '{"dataset": "other"}'])
+def test_a_damaged_note_of_the_run(small, tmp_path, text):
+    (tmp_path / "masks").mkdir(); (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "run.json").write_text(text)
+    with pytest.raises(VRSError, match="damaged|another run"): evaluate(open_dataset("revos", small), tmp_path / "out", predictions=tmp_path / "masks", progress=False)
+    (tmp_path / "file").touch()
+    with pytest.raises(VRSError): evaluate(open_dataset("revos", small), tmp_path / "file" / "x", predictions=tmp_path / "masks", progress=False)

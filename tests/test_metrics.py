@@ -270,3 +270,9 @@ def test_the_mean_of_two_means():
     assert bootstrap_interval(values, clips)[0] == .75
     assert bootstrap_interval(values, clips, strata=[0] * 4) == bootstrap_interval(values, clips)
     with pytest.raises(ValueError, match="strata must hold"): bootstrap_interval(values, clips, strata=[0])
+
+
+def test_void_is_no_object():
+    true = np.zeros((2, 8, 8), np.uint8)
+    true[:, :4, :4], true[:, 6:] = 1, 255
+    assert object_scores(true, true)[0].shape == (1, 2)

@@ -10,8 +10,8 @@ __all__ = ['TINY_TEXT', 'TINY_EYE', 'TINY', 'LORA', 'tiny_tokenizer', 'tiny_temp
            'answer_loss', 'sam2_table', 'sam2_name', 'flat', 'sam2_settings', 'CountOnly', 'sam2_file',
            'read_checkpoint', 'sam2_pretrained', 'nano_part', 'blank_clip', 'clip_pretrained', 'address',
            'backbone_config', 'build_sam2', 'build_parts', 'is_trained', 'kept_state', 'read_saved', 'moved', 'count',
-           'SavableModel', 'BackboneModel', 'from_backbones', 'skeleton', 'parts_of', 'memory_of', 'language_cost',
-           'video_cost', 'describe_model']
+           'SavableModel', 'BackboneModel', 'from_backbones', 'read_saved_config', 'skeleton', 'parts_of', 'memory_of',
+           'language_cost', 'video_cost', 'describe_model']
 
 # %% ../nbs/30_backbones.ipynb #68900900
 import inspect, json
@@ -607,8 +607,10 @@ def backbone_config(
 ) -> dict:                          # what config.json will hold
     "Names and choices, nothing loaded. `VRSError` for a dtype that torch does not know."
     if dtype is not None and not isinstance(getattr(torch, str(dtype), None), torch.dtype): raise VRSError(f"unknown dtype {dtype!r}: give its name, such as 'bfloat16'")
-    sam2 = sam2 if isinstance(sam2, dict) else dict(size_or_file=address(sam2))
-    clip = clip if isinstance(clip, dict) else dict(name=str(clip))
+    sam2 = dict(sam2) if isinstance(sam2, dict) else dict(size_or_file=sam2)
+    clip = dict(clip) if isinstance(clip, dict) else dict(name=str(clip))
+    for part, key in ((sam2, "size_or_file"), (clip, "weights")):            # a file is to be found from everywhere
+        if isinstance(part.get(key), (str, Path)): part[key] = address(part[key])
     return dict(kind="backbones", whole=False, sam2=sam2, clip=clip, llm=dict(name=address(llm), dtype=dtype, bits=bits, side=side, lora=lora, answer=answer))
 
 # %% ../nbs/30_backbones.ipynb #3b5cbac9
@@ -630,7 +632,9 @@ def build_parts(
     "The three parts. `VRSError` for one that cannot be had, and for arguments that it does not know."
     llm, home = config["llm"], folder / "llm" if folder else None
     vlm, processor = load_vlm(home if blank and home else llm["name"], device, getattr(torch, llm["dtype"] or "", None), llm["bits"], blank)
-    if home: processor = load_processor(home)
+    if home:
+        try: processor = load_processor(home)
+        except (OSError, ValueError, KeyError, TypeError) as e: raise VRSError(f"the processor in {home.parent.name}/llm cannot be read ({why(e)}): save the model again") from e
     sam2, clip = build_sam2(config["sam2"], blank), called(clip_pretrained, config["clip"], blank=blank)
     return VLMEncoder(vlm, processor, sam2.hidden_dim, llm["side"], llm["lora"], llm["answer"]), sam2, clip
 
@@ -689,6 +693,8 @@ class SavableModel(VRSHQ):
         "Writes config.json, model.safetensors and llm/ (processor, tokenizer, config), aside first. `VRSError` where that fails."
         folder, few = Path(folder).expanduser(), self.config["llm"]["bits"]
         if whole is None: whole = not few and count(self) <= 50e6
+        made_up = [p for p, key, random in (("sam2", "weights", False), ("clip", "weights", None)) if self.config[p].get(key, "published") is random]
+        if whole is False and made_up: raise VRSError(f"the random weights of {' and '.join(made_up)} are nowhere else: save with whole=True")
         if whole and few: raise VRSError(f"a language model in {few} bits cannot be written as a whole: save with whole=False")
         kept = kept_state(self, whole)
         state = packed_state(SimpleNamespace(state_dict=lambda: kept), dtype)
@@ -729,13 +735,25 @@ def from_backbones(
     config, device = called(backbone_config, options, llm=llm, sam2=sam2, clip=clip), find_device(device)
     return BackboneModel(config, *build_parts(config, device)).to(device)
 
+# %% ../nbs/30_backbones.ipynb #013b849b
+def read_saved_config(
+    folder: Path,
+) -> dict:
+    "config.json of a model. A `VRSError` where it is broken, or says nothing that is known."
+    try: config = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError) as e: raise VRSError(f"config.json in {folder.name!r} cannot be read ({type(e).__name__}): write the model again with save_pretrained") from e
+    known = isinstance(config, dict) and (config.get("kind") == "chatunivi" or "mm_hidden_size" in config or {"encoder", "sam2", "clip"} <= config.keys() or
+                                          config.get("kind") == "backbones" and {"llm", "sam2", "clip", "whole"} <= config.keys())
+    if not known: raise VRSError(f"config.json in {folder.name!r} is not of a model of this package: for a language model alone use VRSHQ.from_backbones")
+    return config
+
 # %% ../nbs/30_backbones.ipynb #6a8498c3
 def skeleton(
     name,          # 'nano', a folder, a hub id, or a dict of `from_backbones`' arguments
 ) -> nn.Module:    # a model, without weights if they are large
     "A model's shapes. Of published parts only the small files are read. `VRSError` for an unknown one."
     folder = None if isinstance(name, dict) else find_weights(name)
-    config = json.loads((folder / "config.json").read_text()) if folder else called(backbone_config, name)
+    config = read_saved_config(folder) if folder else called(backbone_config, name)
     if "mm_hidden_size" in config or config.get("kind") == "chatunivi":
         from vrshq_nb.chatunivi import shapes_of
         return shapes_of(folder)

@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['IMAGE_ID', 'LEVELS', 'RESERVED', 'SAM2_LARGE', 'CLIP_NAME', 'PLACES', 'IGNORED', 'INDEXES', 'TOWERS', 'LLAMA_KEYS',
-           'read_pieces', 'merge_pairs', 'Vocabulary', 'Pieces', 'split_added', 'AddedWords', 'PaperTokenizer',
-           'decode_prompt', 'pil_resize', 'clip_images', 'peak_scores', 'cluster', 'merge', 'merge_cells', 'on_meta',
-           'UniViParts', 'UniViTower', 'UniViEyes', 'UniViPlaces', 'UniViReader', 'UniViPrompts', 'ChatUniViEncoder',
-           'inner_size', 'crop_logits', 'PaddedPredictor', 'padded_sam2', 'TransformersClip', 'PaperScorer',
-           'load_clip', 'HubClip', 'ChatUniViVRSHQ', 'released_name', 'find_shards', 'read_shard', 'read_config',
-           'put_weights', 'load_released', 'save_tokenizer', 'save_model', 'load_converted', 'is_converted',
-           'load_model', 'shapes_of', 'convert', 'nearby_frames', 'image_logits', 'Sample', 'read_sample',
-           'sample_masks', 'paper_losses']
+           'read_pieces', 'merge_pairs', 'Vocabulary', 'Pieces', 'split_added', 'read_added', 'AddedWords',
+           'PaperTokenizer', 'decode_prompt', 'pil_resize', 'clip_images', 'peak_scores', 'cluster', 'merge',
+           'merge_cells', 'on_meta', 'UniViParts', 'UniViTower', 'UniViEyes', 'UniViPlaces', 'UniViReader',
+           'UniViPrompts', 'ChatUniViEncoder', 'inner_size', 'crop_logits', 'PaddedPredictor', 'padded_sam2',
+           'TransformersClip', 'PaperScorer', 'load_clip', 'HubClip', 'ChatUniViVRSHQ', 'released_name', 'find_shards',
+           'read_shard', 'read_shards', 'check_index', 'released_json', 'read_config', 'put_weights', 'load_released',
+           'save_tokenizer', 'save_model', 'load_converted', 'is_converted', 'load_model', 'shapes_of', 'convert',
+           'nearby_frames', 'image_logits', 'Sample', 'read_sample', 'sample_masks', 'paper_losses']
 
 # %% ../nbs/31_chatunivi.ipynb #da86f775
 import heapq, json, math, re, struct
@@ -140,6 +140,15 @@ def split_added(
         parts[i] = added[parts[i]]
     return [p for p in parts if p != ""]
 
+# %% ../nbs/31_chatunivi.ipynb #a5c62aca
+def read_added(path) -> dict:   # word -> id
+    "The ids that a checkpoint gives to words behind its vocabulary. `VRSError` for a file that does not say them."
+    try: added = json.loads(path.read_text())
+    except (OSError, ValueError) as e: raise VRSError(f"{path.name} cannot be read ({type(e).__name__}): copy it again from the checkpoint") from e
+    fine = isinstance(added, dict) and all(type(i) is int and i >= 0 for i in added.values())
+    if not fine: raise VRSError(f"{path.name} must name an id of 0 or more for each word: copy it again from the checkpoint")
+    return added
+
 # %% ../nbs/31_chatunivi.ipynb #07c5fba5
 IMAGE_ID = -200   # stands for a frame among token ids
 
@@ -149,7 +158,7 @@ class AddedWords:
     def __init__(self, folder):  # holds tokenizer.model, and added_tokens.json where ids of [SEG] and [TAK] are not the next free ones
         self.model = Pieces(Path(folder) / "tokenizer.model")
         n, extra = len(self.model.pieces), Path(folder) / "added_tokens.json"
-        self.new = {SEG: n, TAK: n + 1} | (json.loads(extra.read_text()) if extra.exists() else {})
+        self.new = {SEG: n, TAK: n + 1} | (read_added(extra) if extra.exists() else {})
         self.bos, self.eos = (self.model.ids[w] for w in ("<s>", "</s>"))
         self.added = {p[0]: i for i, p in enumerate(self.model.pieces) if p[2] in (2, 3)} | self.new
 
@@ -573,8 +582,27 @@ def read_shard(
     try: state = load_file(path) if path.suffix == ".safetensors" else _load_bin(path)
     except Exception as e:
         raise VRSError(f"the shard {path.name} cannot be read ({type(e).__name__}): it is cut off or no file of weights, copy it again") from e
-    if not isinstance(state, dict) or not all(torch.is_tensor(v) for v in state.values()): raise VRSError(f"the shard {path.name} holds something else than tensors: it is not of this checkpoint")
+    if not isinstance(state, dict) or not all(isinstance(k, str) and torch.is_tensor(v) for k, v in state.items()): raise VRSError(f"the shard {path.name} holds something else than tensors: it is not of this checkpoint")
     return state
+
+# %% ../nbs/31_chatunivi.ipynb #cc07b990
+def read_shards(
+    folder,    # of a checkpoint
+) -> tuple:    # name -> tensor on the CPU; name -> its file
+    "All files of weights. A `VRSError` for a tensor that is there twice."
+    given, place = {}, {}
+    for shard in find_shards(folder):
+        state = read_shard(shard)
+        if twice := sorted(given.keys() & state.keys()): raise VRSError(f"{len(twice)} tensors are in two shards ({', '.join(twice[:12])}): the shards are not of one checkpoint, copy them again")
+        given |= state; place |= dict.fromkeys(state, shard.name)
+    return given, place
+
+def check_index(folder, place):
+    "A `VRSError` where a tensor is not in the shard that the index names."
+    index = next((Path(folder) / n for n in INDEXES if (Path(folder) / n).exists()), None)
+    said = json.loads(index.read_text())["weight_map"] if index else place
+    wrong = sorted(k for k in said.keys() | place.keys() if said.get(k) != place.get(k))
+    if wrong: raise VRSError(f"{len(wrong)} tensors are not where {index.name} says ({', '.join(f'{k} in {said.get(k)}' for k in wrong[:12])}): copy the index and the shards again")
 
 # %% ../nbs/31_chatunivi.ipynb #816cb063
 _LARGE = dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, patch_size=14, hidden_act="quick_gelu", layer_norm_eps=1e-5)
@@ -589,13 +617,27 @@ def _sizes(released, names, folder):
         if released.get(name): return dict(released[name])
         if (file := Path(folder) / f"{name}.json").exists(): return json.loads(file.read_text())
 
+# %% ../nbs/31_chatunivi.ipynb #5312f27e
+def _checked(make, config, *args, **kwargs):
+    "Builds something from a config or a folder that has one; a `VRSError` where the config describes no model."
+    try: return make(config, *args, **kwargs)
+    except VRSError: raise
+    except Exception as e: raise VRSError(f"config.json does not describe a Chat-UniVi model ({type(e).__name__}: {' '.join(str(e).split())[:120]})") from e
+
+# %% ../nbs/31_chatunivi.ipynb #7294449c
+def released_json(folder) -> dict:
+    "config.json of a released checkpoint. `VRSError` where it is of something else."
+    released = _checked(lambda f: json.loads((f / "config.json").read_text()), Path(folder))
+    if isinstance(released, dict) and ("mm_hidden_size" in released or "llama" in released): return released
+    raise VRSError(f"{Path(folder).name!r} is no released checkpoint of VRS-HQ: its config.json has no mm_hidden_size")
+
 # %% ../nbs/31_chatunivi.ipynb #b7bd9113
 def read_config(
     folder,                     # of the released checkpoint
     tokenizer: PaperTokenizer,
 ) -> dict:                      # our config: kind, llama, vision, select_layer, levels, prompt_width, sam2, clip, clip_name
     "LLaMA's sizes from config.json, the others' by name; `vision_config`, `sam2_config`, `clip_config` in it or beside it win."
-    released = json.loads((Path(folder) / "config.json").read_text())
+    released = released_json(folder)
     flat = {**released, **released.get("llama", {})}
     llama = {k: flat[k] for k in LLAMA_KEYS if flat.get(k) is not None}
     llama["vocab_size"] = max(llama.get("vocab_size", 0), len(tokenizer))
@@ -625,13 +667,6 @@ def put_weights(
     model.load_state_dict({key: cast(key, given[n]) for key, n in names.items()}, assign=True)
     return model.eval()
 
-# %% ../nbs/31_chatunivi.ipynb #5312f27e
-def _checked(make, config, *args, **kwargs):
-    "Builds something from a config or a folder that has one; a `VRSError` where the config describes no model."
-    try: return make(config, *args, **kwargs)
-    except VRSError: raise
-    except Exception as e: raise VRSError(f"config.json does not describe a Chat-UniVi model ({type(e).__name__}: {' '.join(str(e).split())[:120]})") from e
-
 # %% ../nbs/31_chatunivi.ipynb #c10658f2
 def load_released(
     folder,          # or a hub id: config.json, tokenizer.model, shards (.bin or .safetensors) with their index; CLIP in clip/ if it is there
@@ -641,12 +676,16 @@ def load_released(
 ) -> ChatUniViVRSHQ:
     "The released checkpoint, unchanged. A `VRSError` for one that is incomplete, cut off or of other shapes."
     folder, device = find_weights(folder), find_device(device)
+    released_json(folder)
     tokenizer = PaperTokenizer(folder)
-    given = {k: v for shard in find_shards(folder) for k, v in read_shard(shard).items() if not IGNORED.search(k)}
+    given, place = read_shards(folder)
+    given = {k: v for k, v in given.items() if not IGNORED.search(k)}
     config = _checked(read_config, folder, tokenizer)
     clip = clip or (folder / "clip" if (folder / "clip").is_dir() else None)
+    if clip: given = {k: v for k, v in given.items() if not k.startswith("clip_model.")}   # a CLIP of its own comes with its words
     if clip or not any(k.startswith("clip_model.") for k in given): config["clip"] = None
     model = put_weights(_checked(ChatUniViVRSHQ, config, tokenizer, meta=True), given, folder.name, released_name, dtype)
+    check_index(folder, place)
     if clip: model.clip = load_clip(clip); config["clip"] = model.clip.config
     return model.to(device)
 
@@ -717,6 +756,7 @@ def convert(
     clip=None,    # see `load_released`
 ) -> Path:
     "The released checkpoint as one safetensors file of this package, which `VRSHQ.from_pretrained` reads."
+    if is_converted(find_weights(folder)): raise VRSError(f"{folder} is in this package's format already: use it as it is")
     return load_released(folder, dtype=dtype, clip=clip).save_pretrained(out)
 
 # %% ../nbs/31_chatunivi.ipynb #e99c0d76

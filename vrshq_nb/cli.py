@@ -568,7 +568,7 @@ def setting(text:str)->tuple:
     "`NAME=VALUE`, as `--set` takes it: numbers and words; commas make a tuple."
     name, _, value = text.partition("=")
     def parse(word):
-        with suppress(ValueError): return json.loads(word)
+        with suppress(ValueError): return json.loads(word.lower() if word in ("True", "False") else word)
         return word
     if name.isidentifier() and value: return name, parse(value) if "," not in value and name != "terms" else tuple(map(parse, value.split(",")))
     raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=VALUE, such as alpha=0 or terms=similarity,occlusion")

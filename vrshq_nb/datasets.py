@@ -388,7 +388,12 @@ class RunLengthVideos(MetaExpressions):
     def lists(self, name): return [lambda o=o: self.codes(name, o) for o in self.object_ids(name)] if self.has_truth else []
     def problems(self, entry):
         return [*text_problems(self, entry), *frame_problems(self, entry),
-                *(line for codes in self.lists(entry.name) for line in code_problems(codes, lambda: self.size(entry.name)))]
+                *(line for codes in self.lists(entry.name) for line in code_problems(codes, lambda: self.size(entry.name))), *self.unseen(entry.name)]
+    def unseen(self, name): # -> generator of lines
+        for o in self.object_ids(name) if self.has_truth else []:
+            try: seen = any(c.value is not None for c in self.codes(name, o))
+            except VRSError: seen = True # its own check says so
+            if not seen: yield f"{self.where(name)}: object {o} is on no frame; is its number right?"
 
 # %% ../nbs/21_datasets.ipynb #e81803f5
 class ReVOS(RunLengthVideos):

@@ -164,7 +164,7 @@ def mean_recall_decay(
     first, last = scores[edges[0]:edges[1] + 1], scores[edges[3]:edges[4] + 1]
     return float(scores.mean()), float((scores > .5).mean()), float(first.mean() - last.mean())
 
-# %% ../nbs/20_metrics.ipynb #fa90c04a
+# %% ../nbs/20_metrics.ipynb #bb4b19b1
 def object_scores(
     pred, # [T, H, W], label map: 0 background, n object n
     true, # [T, H, W], label map
@@ -173,7 +173,7 @@ def object_scores(
 )->tuple[np.ndarray, np.ndarray]: # J and F, each float64 [N, T], one row an object
     "J and F of every object of two label maps. Bad shapes raise `ValueError`."
     pred, true = np.asarray(pred), np.asarray(true)
-    if objects is None: objects = range(1, int(true[0].max()) + 1)
+    if objects is None: objects = range(1, int(true[0][true[0] < 255].max(initial=0)) + 1)     # 255 is void
     pairs = [(pred == n, true == n) for n in objects]
     return tuple(np.array([score(p, t, void) for p, t in pairs]).reshape(len(pairs), len(true)) for score in (jaccard, boundary_f))
 

@@ -110,6 +110,7 @@ def weight_problems(
     both = sorted(expected.keys() & given.keys())
     return {"missing": sorted(expected.keys() - given.keys()), "unexpected": sorted(given.keys() - expected.keys()),
             "of another shape": [f"{k} {list(given[k].shape)} instead of {list(expected[k].shape)}" for k in both if expected[k].shape != given[k].shape],
+            "not of the same type of number": [k for k in both if expected[k].is_floating_point() != given[k].is_floating_point()],
             "not finite": sorted(k for k, v in given.items() if v.is_floating_point() and not v.isfinite().all())}
 
 # %% ../nbs/14_model.ipynb #a32d40e1
@@ -119,8 +120,12 @@ def check_state(
     where,           # its name, for the error
 ):
     "A `VRSError` that names missing, unexpected and misshapen keys, and values that are not finite."
-    found = [f"{len(keys)} {what} ({', '.join(keys[:3])}{', …' if len(keys) > 3 else ''})" for what, keys in weight_problems(expected, given).items() if keys]
-    if found: raise VRSError(f"the weights in {where} do not fit the model: {'; '.join(found)}")
+    problems = {what: keys for what, keys in weight_problems(expected, given).items() if keys}
+    found = [f"{len(keys)} {what} ({', '.join(keys[:12])}{', …' if len(keys) > 12 else ''})" for what, keys in problems.items()]
+    if not found: return
+    error = VRSError(f"the weights in {where} do not fit the model: {'; '.join(found)}")
+    error.problems = problems # all of them, for programs
+    raise error
 
 # %% ../nbs/14_model.ipynb #d9617d5a
 def packed_state(
@@ -134,13 +139,14 @@ def packed_state(
         raise VRSError(f"{lost[0]} has values that are not finite{f' in {dtype}' if dtype else ''}: they were not written; mend them or save with another dtype")
     return state
 
-# %% ../nbs/14_model.ipynb #0954b194
+# %% ../nbs/14_model.ipynb #14439c79
 def _kind_of(folder):
     "Whose format a folder has: 'chatunivi' (the paper's own model), 'backbones' (a published language model's), or '' (ours)."
     try: config = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError): return ""
     return "" if not isinstance(config, dict) else "chatunivi" if "mm_hidden_size" in config else config.get("kind", "")
 
+# %% ../nbs/14_model.ipynb #0954b194
 class PretrainedModel(ModelParts):
     "... that can be loaded and saved"
     @classmethod
@@ -157,8 +163,9 @@ class PretrainedModel(ModelParts):
             from vrshq_nb.backbones import BackboneModel
             return BackboneModel.from_pretrained(folder, device)
         try:
+            config = json.loads((folder / "config.json").read_text())
             state = load_file(folder / "model.safetensors")
-            model = cls(json.loads((folder / "config.json").read_text()), PreTrainedTokenizerFast.from_pretrained(folder))
+            model = cls(config, PreTrainedTokenizerFast.from_pretrained(folder))
         except Exception as e:
             raise VRSError(f"the model in {folder.name!r} cannot be read ({type(e).__name__}: {' '.join(str(e).split())[:120]}): write it again with save_pretrained") from e
         check_state(own_state(model), state, folder.name)
@@ -385,6 +392,8 @@ def check_options(
 ):
     "A `VRSError` for a bad option, before any work: the stages are asked about a video of one frame."
     o, one = options, torch.ones(1, 2)
+    for name, kind in (("k", int), ("seed", int), ("gate", bool)):
+        if type(getattr(o, name)) is not kind: raise VRSError(f"{name} must be {'True or False' if kind is bool else 'a whole number'}, not {getattr(o, name)!r}")
     checks = {"k or sampling": lambda: candidate_frames(1, 0, o.k, o.sampling, [0.], o.seed),
               "terms": lambda: keyframe_scores(one[:, 0], one[:, 0], one[:, 0], o.terms),
               "alpha, temperature or how": lambda: tda(one, one, o.alpha, o.temperature, o.how)}
