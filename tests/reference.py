@@ -26,9 +26,9 @@ from vrshq_nb.tokens import LONG_QUESTIONS, SHORT_QUESTIONS, TemporalTokens, tem
 # ---------------------------------------------------------------- a checkpoint in the released format, from the run's weights
 
 @torch.no_grad()
-def seeded_sam2(config):
-    "The runs' SAM 2 drawn again from its seed, in the order of names, to keep 5 MB out of the repository (the unused embeddings of clicks differ)"
-    model, g = sam2_from_config(config), torch.Generator().manual_seed(14)
+def draw_weights(model):
+    "A SAM 2 with the runs' random weights: drawn again from their seed, in the order of names (the unused embeddings of clicks differ)"
+    g = torch.Generator().manual_seed(14)
     for name, p in sorted(model.named_parameters()):
         z = torch.randn(p.shape, generator=g)
         if name.endswith("pred_obj_score_head.layers.2.bias"): p.copy_(2 + .1 * z)
@@ -40,7 +40,12 @@ def seeded_sam2(config):
         else: p.copy_(z * 1.2 / (p.shape[0] if "upscaling" in name else p[0].numel()) ** .5)
     matrix = model.sam_prompt_encoder.pe_layer.positional_encoding_gaussian_matrix
     matrix.copy_(torch.randn(matrix.shape, generator=g))
-    return {k: v.clone() for k, v in model.state_dict().items()}
+    return model
+
+
+def seeded_sam2(config):
+    "Those weights, to keep 5 MB out of the repository"
+    return {k: v.clone() for k, v in draw_weights(sam2_from_config(config)).state_dict().items()}
 
 
 def released_state(assets):

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from reference import draw_weights
 from vrshq_nb import mdp
 from vrshq_nb.mdp import Features, MaskOutput, TokenPredictor, sam2_from_config, to_square, upscale
 
@@ -17,23 +18,6 @@ REFERENCE = np.load(Path(__file__).parent / "data" / "mdp_reference.npz")
 TINY = dict(image_size=128, d_model=64, mem_dim=16, memory_attention=dict(num_layers=2, dim_feedforward=128),
             trunk=dict(embed_dim=8, stages=[1, 1, 2, 1], global_att_blocks=[3], window_spec=[8, 4, 8, 4]))
 TOLERANCE = 1e-4
-
-
-@torch.no_grad()
-def reference_weights(model):
-    "The reference run's random weights, drawn in the order of their names"
-    g = torch.Generator().manual_seed(14)
-    for name, p in sorted(model.named_parameters()):
-        z = torch.randn(p.shape, generator=g)
-        if name.endswith("pred_obj_score_head.layers.2.bias"): p.copy_(2 + .1 * z)
-        elif name.endswith("pred_obj_score_head.layers.2.weight"): p.copy_(.9 * z)
-        elif name.endswith("gamma"): p.copy_(.5 + .1 * z)
-        elif p.dim() == 1: p.copy_(.1 * z + (0 if name.endswith("bias") else 1))
-        elif "token" in name: p.copy_(.5 * z)
-        elif any(s in name for s in ("embed.weight", "embeddings", "pos_embed", "no_mem", "no_obj", "tpos")): p.copy_(.3 * z)
-        else: p.copy_(z * 1.2 / (p.shape[0] if "upscaling" in name else p[0].numel()) ** .5)
-    model.sam_prompt_encoder.pe_layer.positional_encoding_gaussian_matrix.copy_(torch.randn(2, 32, generator=g))
-    return model
 
 
 def reference_video():
@@ -48,7 +32,7 @@ def reference_video():
 
 @pytest.fixture(scope="module")
 def built():
-    model = reference_weights(sam2_from_config(TINY))
+    model = draw_weights(sam2_from_config(TINY))
     with torch.no_grad(): return model, model.encode_batch(reference_video())
 
 
@@ -155,7 +139,7 @@ def test_is_sam2_with_sam2s_keys():
 @torch.no_grad()
 def test_without_token_it_is_stock_sam2(model, features):
     from sam2.sam2_video_predictor import SAM2VideoPredictor
-    stock = reference_weights(SAM2VideoPredictor(**mdp.sam2_parts(TINY)).eval())
+    stock = draw_weights(SAM2VideoPredictor(**mdp.sam2_parts(TINY)).eval())
     heads = dict(backbone_features=features.levels[2][:2], high_res_features=[x[:2] for x in features.levels[:2]])
     for ours, theirs in zip(model._forward_sam_heads(**heads), stock._forward_sam_heads(**heads)):
         assert torch.equal(ours, theirs)
@@ -356,8 +340,8 @@ def test_upscale_by_chunks():
 
 def test_works_on_a_gpu_if_there_is_one(frames, tokens):
     if not torch.cuda.is_available(): pytest.skip("no CUDA device")
-    cpu = reference_weights(sam2_from_config(TINY))
-    gpu = reference_weights(sam2_from_config(TINY)).cuda()
+    cpu = draw_weights(sam2_from_config(TINY))
+    gpu = draw_weights(sam2_from_config(TINY)).cuda()
     with torch.no_grad():
         a, b = (m.propagate(m.encode(frames), 3, m.decode(m.encode(frames), 3, tokens[:1].to(m.device)).masks[0]) for m in (cpu, gpu))
     assert (a - b.cpu()).abs().max() < .1
