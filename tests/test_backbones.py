@@ -303,6 +303,31 @@ def test_packages_that_are_not_installed(monkeypatch):
     assert encoder_of("qwen3_vl", lora=None)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_few_bits_are_for_the_language_model_alone(monkeypatch, family):
+    "By transformers' own rule for the names that are kept as they are."
+    import transformers
+    from transformers.quantizers.quantizers_utils import should_convert_module
+    monkeypatch.setattr(bb, "find_spec", lambda name: True)
+    monkeypatch.setattr(transformers, "BitsAndBytesConfig", lambda **kwargs: kwargs["llm_int8_skip_modules"])
+    kept, (vlm, _) = bb.quantization(4), load_vlm(checkpoint(family))
+    words = {m for m in vlm.get_decoder().modules() if isinstance(m, torch.nn.Linear)}
+    changed = {m for n, m in vlm.named_modules() if isinstance(m, torch.nn.Linear) and should_convert_module(n, kept)}
+    assert changed == words and len(words) > 10
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_few_bits_segment_and_are_saved(tmp_path, family, bits):
+    pytest.importorskip("bitsandbytes")
+    frames, text = clip()[0].frames, clip()[1]
+    model = bb.from_backbones(checkpoint(family), "nano", "nano", bits=bits)
+    seg = model.segment(frames, text, gate=False)
+    again = VRSHQ.from_pretrained(model.save_pretrained(tmp_path / "few", whole=False)).segment(frames, text, gate=False)
+    assert np.array_equal(seg.masks, again.masks) and torch.isfinite(seg.fused).all()
+    with pytest.raises(VRSError, match="whole=False"): model.save_pretrained(tmp_path / "all", whole=True)
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 def test_quantization_spares_tower_and_head(monkeypatch, bits):
     monkeypatch.setattr(bb, "find_spec", lambda name: True)

@@ -167,7 +167,8 @@ def quantization(
     if bits not in (4, 8): raise VRSError(f"bits must be 4, 8 or None, not {bits!r}")
     if find_spec("bitsandbytes") is None: raise VRSError(f"{bits} bit weights need the package bitsandbytes: pip install bitsandbytes, or leave bits out")
     from transformers import BitsAndBytesConfig
-    keep = ["lm_head", "visual", "vision_tower", "vision_model", "multi_modal_projector", "connector"]
+    eyes = ["visual", "vision_tower", "vision_model", "multi_modal_projector", "connector"]
+    keep = ["lm_head", *eyes, *(f"model.{name}" for name in eyes)]       # names are compared from their start
     return BitsAndBytesConfig(load_in_8bit=bits == 8, load_in_4bit=bits == 4, bnb_4bit_quant_type="nf4",
                               bnb_4bit_compute_dtype=torch.bfloat16, llm_int8_skip_modules=keep)
 
