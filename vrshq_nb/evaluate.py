@@ -351,17 +351,17 @@ def object_statistics(data, folder, video, annotator): # -> [N, 6]: mean, recall
     J, F = object_scores(pred, true, objects, data.void(first))
     return np.array([mean_recall_decay(j) + mean_recall_decay(f) for j, f in zip(J, F)])
 
-# %% ../nbs/23_evaluate.ipynb #5f673388
+# %% ../nbs/23_evaluate.ipynb #ac41669f
 def annotator_scores(
     data:RefDAVIS17,
     folder:Path, # <video>/<exp_id>/<frame>.png, or label maps anno_<k>/<video>/<frame>.png
     videos:list, # names
 )->dict: # percent: the mean over annotators, and each of them
     "Ref-DAVIS17 by annotators: every object of every video, all frames. Where a prediction cannot be used, its person's objects in that video score 0."
-    each = []
-    for k in range(data.annotators):
-        parts = [object_statistics(data, folder, v, k) for v in videos]
-        each.append({key: round(100 * float(x), 4) for key, x in zip(("J", "J_recall", "J_decay", "F", "F_recall", "F_decay"), np.concatenate(parts).mean(0))})
+    people, names = range(data.annotators), ("J", "J_recall", "J_decay", "F", "F_recall", "F_decay")
+    parts = [[object_statistics(data, folder, v, k) for k in people] for v in videos]        # video by video, so that its truth is read once
+    means = [np.concatenate([p[k] for p in parts]).mean(0) for k in people]
+    each = [{name: round(100 * float(x), 4) for name, x in zip(names, m)} for m in means]
     mean = {key: round(float(np.mean([e[key] for e in each])), 4) for key in each[0]}
     return mean | dict(JF=round((mean["J"] + mean["F"]) / 2, 4), each=each)
 
@@ -492,8 +492,10 @@ def results_table(
     if "images" in results: lines.append([f"gIoU {results['images']['gIoU']:.1f}, cIoU {results['images']['cIoU']:.1f}", *[""] * 9])
     return [["", *(c.replace("JF", "J&F") for c in columns), "n", "J&F, 95 %"], *lines]
 
-# %% ../nbs/23_evaluate.ipynb #33278c77
-STYLE = "body{font:15px/1.45 sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#222}td,th{padding:.15em .8em;text-align:right}th:first-child,td:first-child{text-align:left}"         "table{border-collapse:collapse}tr+tr{border-top:1px solid #ddd}img{max-width:100%}figure{margin:1.2em 0}figcaption{color:#555}"
+# %% ../nbs/23_evaluate.ipynb #40ecfa51
+STYLE = '''body { font: 15px/1.45 sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; color: #222 } img { max-width: 100% } figure { margin: 1.2em 0 }
+table { border-collapse: collapse } tr + tr { border-top: 1px solid #ddd } td, th { padding: .15em .8em; text-align: right }
+td:first-child, th:first-child { text-align: left } figcaption { color: #555 }'''
 
 def html_table(rows): # of `results_table` -> html
     tag = lambda i: "th" if i == 0 else "td"
