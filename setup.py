@@ -1,4 +1,5 @@
 """Builds the package from `settings.ini`, which holds all metadata and dependencies."""
+
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -16,8 +17,15 @@ def lines(key):
 
 
 licenses = {"apache2": "Apache-2.0", "mit": "MIT", "bsd3": "BSD-3-Clause"}
-statuses = {"1": "1 - Planning", "2": "2 - Pre-Alpha", "3": "3 - Alpha", "4": "4 - Beta",
-            "5": "5 - Production/Stable", "6": "6 - Mature", "7": "7 - Inactive"}
+statuses = {
+    "1": "1 - Planning",
+    "2": "2 - Pre-Alpha",
+    "3": "3 - Alpha",
+    "4": "4 - Beta",
+    "5": "5 - Production/Stable",
+    "6": "6 - Mature",
+    "7": "7 - Inactive",
+}
 extras = {name: lines(f"{name}_requirements") for name in ("lab", "train", "backbones", "dev")}
 readme = here / "README.md"
 

@@ -1,4 +1,5 @@
 """Shared by all tests. They run against the installed package, offline."""
+
 import importlib.util
 import os
 import sys
@@ -11,7 +12,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test never fetches anything
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests"))       # for what tests share: reference.py, tiny_vlms.py
+sys.path.insert(0, str(ROOT / "tests"))  # for what tests share: reference.py, tiny_vlms.py
 
 
 def pytest_report_header():

@@ -1,4 +1,5 @@
 """The stored tables of 24_ablations: whole, consistent with the scores beside them, and of the weights in the package."""
+
 import hashlib
 import json
 
@@ -12,7 +13,12 @@ from vrshq_nb.model import find_weights
 
 USED = {5, 100, 300, 301, 400, 1000, 2000}  # seeds of training, of the scores and of the diagnosis
 GROUPS = {"referring": (0,), "reasoning": (1,), "overall": (0, 1), "absent": (2,)}
-LIVE = [{}, {"terms": ["clip"]}, {"k": 3, "sampling": "uniform"}, {"prompt": "token"}]  # what `segment` offers too
+LIVE = [
+    {},
+    {"terms": ["clip"]},
+    {"k": 3, "sampling": "uniform"},
+    {"prompt": "token"},
+]  # what `segment` offers too
 
 
 @pytest.fixture
@@ -47,7 +53,12 @@ def plan(notebook):
 
 def rows(stored):
     "(split, table, label, row) of everything stored."
-    return [(s, t, label, row) for s, tables in stored["tables"].items() for t, labels in tables.items() for label, row in labels.items()]
+    return [
+        (s, t, label, row)
+        for s, tables in stored["tables"].items()
+        for t, labels in tables.items()
+        for label, row in labels.items()
+    ]
 
 
 def of_group(data, group):
@@ -56,26 +67,53 @@ def of_group(data, group):
 
 def test_of_the_packaged_weights(stored):
     weights = (find_weights(stored["model"]) / "model.safetensors").read_bytes()
-    assert hashlib.sha256(weights).hexdigest()[:16] == stored["weights"], "the weights have changed: VRSHQ_SLOW=1 in 24_ablations remakes the tables"
+    assert hashlib.sha256(weights).hexdigest()[:16] == stored["weights"], (
+        "the weights have changed: VRSHQ_SLOW=1 in 24_ablations remakes the tables"
+    )
 
 
 def test_every_table_and_variant_is_there(stored, plan):
-    wanted = {s: {t: {label: json.dumps(row) for label, row in labels.items()} for t, labels in p["tables"].items()} for s, p in plan.items()}
-    found = {s: {t: {label: row["variant"] for label, row in labels.items()} for t, labels in tables.items()} for s, tables in stored["tables"].items()}
+    wanted = {
+        s: {
+            t: {label: json.dumps(row) for label, row in labels.items()}
+            for t, labels in p["tables"].items()
+        }
+        for s, p in plan.items()
+    }
+    found = {
+        s: {
+            t: {label: row["variant"] for label, row in labels.items()}
+            for t, labels in tables.items()
+        }
+        for s, tables in stored["tables"].items()
+    }
     assert found == wanted
-    assert {row["variant"] for s, _, _, row in rows(stored) if s == "val"} == set(stored["splits"]["val"]["JF"])
+    assert {row["variant"] for s, _, _, row in rows(stored) if s == "val"} == set(
+        stored["splits"]["val"]["JF"]
+    )
     for tables in found.values():
-        assert all(list(labels.values()).count("{}") == 1 for labels in tables.values()), "a table without the paper's setting"
+        assert all(list(labels.values()).count("{}") == 1 for labels in tables.values()), (
+            "a table without the paper's setting"
+        )
 
 
 def test_data_that_nothing_else_has_seen(stored, plan):
     for split, p in plan.items():
         data = stored["splits"][split]
-        assert data["seeds"] == p["seeds"] and len(set(p["seeds"])) >= 3 and not USED & set(p["seeds"])
-        assert sorted(data["clips"]) == sorted(f"{split}_{seed}_{i:05d}" for seed in p["seeds"] for i in range(p["clips"]))
-        assert {len(x) for x in (data["type"], data["clip"], data["family"], *data["JF"].values())} == {len(data["type"])}
+        assert (
+            data["seeds"] == p["seeds"] and len(set(p["seeds"])) >= 3 and not USED & set(p["seeds"])
+        )
+        assert sorted(data["clips"]) == sorted(
+            f"{split}_{seed}_{i:05d}" for seed in p["seeds"] for i in range(p["clips"])
+        )
+        assert {
+            len(x) for x in (data["type"], data["clip"], data["family"], *data["JF"].values())
+        } == {len(data["type"])}
         assert sorted(set(data["clip"])) == list(range(len(data["clips"])))
-    assert len(stored["splits"]["val"]["clips"]) >= 60 and of_group(stored["splits"]["val"], "overall").sum() >= 390
+    assert (
+        len(stored["splits"]["val"]["clips"]) >= 60
+        and of_group(stored["splits"]["val"], "overall").sum() >= 390
+    )
     assert len(stored["splits"]["long"]["clips"]) >= 16
 
 
@@ -83,13 +121,22 @@ def test_intervals_hold_their_means(stored):
     for split, table, label, row in rows(stored):
         for group in GROUPS:
             x, where = row[group], (split, table, label, group)
-            assert x["n"] == x["difference"]["n"] == of_group(stored["splits"][split], group).sum() > 0, where
+            assert (
+                x["n"] == x["difference"]["n"] == of_group(stored["splits"][split], group).sum() > 0
+            ), where
             for one, least in ((x, 0), (x["difference"], -1)):
                 assert least <= one["low"] <= one["mean"] <= one["high"] <= 1, where
-            default = next(r for r in stored["tables"][split][table].values() if r["variant"] == "{}")[group]
-            assert x["difference"]["mean"] == pytest.approx(x["mean"] - default["mean"], abs=2e-4), where
+            default = next(
+                r for r in stored["tables"][split][table].values() if r["variant"] == "{}"
+            )[group]
+            assert x["difference"]["mean"] == pytest.approx(
+                x["mean"] - default["mean"], abs=2e-4
+            ), where
         if row["variant"] == "{}":
-            assert row["changed"] == 0 and row["overall"]["difference"]["low"] == row["overall"]["difference"]["high"] == 0
+            assert (
+                row["changed"] == 0
+                and row["overall"]["difference"]["low"] == row["overall"]["difference"]["high"] == 0
+            )
 
 
 def test_tables_are_made_of_the_scores(stored):
@@ -97,22 +144,28 @@ def test_tables_are_made_of_the_scores(stored):
         data = stored["splits"][split]
         scores, default = (np.array(data["JF"][name]) / 1000 for name in (row["variant"], "{}"))
         for group in GROUPS:
-            assert row[group]["mean"] == pytest.approx(scores[of_group(data, group)].mean(), abs=1e-4), (split, table, label, group)
+            assert row[group]["mean"] == pytest.approx(
+                scores[of_group(data, group)].mean(), abs=1e-4
+            ), (split, table, label, group)
         if label in ("no TKS", "random", "1"):  # the interval too, drawn again
             here = of_group(data, "overall")
             again = bootstrap_interval((scores - default)[here], np.array(data["clip"])[here])
-            assert [row["overall"]["difference"][k] for k in ("mean", "low", "high")] == pytest.approx(again, abs=1e-4)
+            assert [
+                row["overall"]["difference"][k] for k in ("mean", "low", "high")
+            ] == pytest.approx(again, abs=1e-4)
 
 
 def test_a_frame_alone_and_a_random_keyframe_cost_points(stored):
     "Two findings that are far larger than their intervals."
     val = stored["tables"]["val"]
-    assert val["frames"]["1"]["overall"]["difference"]["high"] < -.1
+    assert val["frames"]["1"]["overall"]["difference"]["high"] < -0.1
     assert val["score"]["random"]["overall"]["difference"]["high"] < 0
 
 
 def test_the_page_shows_this_file(notebook, stored, root):
-    outputs = json.dumps([c["outputs"] for c in notebook["cells"] if c["cell_type"] == "code"], ensure_ascii=False)
+    outputs = json.dumps(
+        [c["outputs"] for c in notebook["cells"] if c["cell_type"] == "code"], ensure_ascii=False
+    )
     assert stored["weights"] in outputs and "measured with these weights" in outputs
     for split, table, label, row in rows(stored):
         if table == "score":
@@ -129,8 +182,17 @@ def test_the_first_clip_measured_again(stored, one_thread):
     shared, seen = model.encode(clip.frames), set()
     for change in LIVE:
         options = change | ({"terms": tuple(change["terms"])} if "terms" in change else {})
-        for i, e, seg in zip(first, clip.expressions, model.segment(shared, [e.text for e in clip.expressions], **options)):
-            score = j_and_f(seg.masks, clip.masks(e))[2] if e.targets else float(not seg.masks.any())
-            assert score == pytest.approx(data["JF"][json.dumps(change)][i] / 1000, abs=.02), (e.text, change)
+        for i, e, seg in zip(
+            first,
+            clip.expressions,
+            model.segment(shared, [e.text for e in clip.expressions], **options),
+        ):
+            score = (
+                j_and_f(seg.masks, clip.masks(e))[2] if e.targets else float(not seg.masks.any())
+            )
+            assert score == pytest.approx(data["JF"][json.dumps(change)][i] / 1000, abs=0.02), (
+                e.text,
+                change,
+            )
             seen.add(round(score, 2))
     assert len(seen) > 5  # scores of all sizes were compared

@@ -1,4 +1,5 @@
 """The benchmark: its parts add up, and the two flows do the same."""
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +9,8 @@ from vrshq_nb.bench import encode_again, growth, reuse_ratio, sample_video, shar
 
 
 @pytest.fixture(scope="module")
-def model(): return VRSHQ.from_pretrained("nano")
+def model():
+    return VRSHQ.from_pretrained("nano")
 
 
 @pytest.mark.parametrize("sentences", [1, 3])
@@ -16,7 +18,9 @@ def test_the_stages_add_up_to_the_whole(model, tmp_path, sentences):
     path, texts = sample_video(tmp_path, 8, 64, sentences)
     assert len(Video.open(path)) == 8 and len(texts) == sentences
     seconds = stage_seconds(model, path, texts, repeat=3)
-    assert {"read", "SAM 2 encoder", "CLIP", "tokens", "keyframe", "propagate", "all"} <= set(seconds) and min(seconds.values()) >= 0
+    assert {"read", "SAM 2 encoder", "CLIP", "tokens", "keyframe", "propagate", "all"} <= set(
+        seconds
+    ) and min(seconds.values()) >= 0
     table = shares(seconds).splitlines()
     assert len(table) == len(seconds) + 1 and table[-1].startswith("all") and "100.0%" in table[-1]
 
@@ -25,14 +29,19 @@ def test_the_stages_add_up_to_the_whole(model, tmp_path, sentences):
 def test_encoding_again_gives_the_same_masks(model, tmp_path):
     path, texts = sample_video(tmp_path, 12, 128, 2)
     for text in texts:
-        once, again = model.segment(path, text, gate=False).masks, encode_again(model, Video.open(path), text)
-        assert once.shape == again.shape and (once == again).mean() > .999
+        once, again = (
+            model.segment(path, text, gate=False).masks,
+            encode_again(model, Video.open(path), text),
+        )
+        assert once.shape == again.shape and (once == again).mean() > 0.999
 
 
 def test_ratio_and_growth_are_positive(model, tmp_path):
     assert reuse_ratio(model, *sample_video(tmp_path, 4, 64), repeat=1) > 0
     out = growth(model, (2, 4), (1, 2), repeat=1)
-    assert list(out["frames"]) == [2, 4] and all(np.isfinite(list(v.values())).all() for v in out.values())
+    assert list(out["frames"]) == [2, 4] and all(
+        np.isfinite(list(v.values())).all() for v in out.values()
+    )
 
 
 def test_the_command_prints_shares_and_a_ratio(capsys):

@@ -1,4 +1,5 @@
 "The command line: what it prints, what it writes, its exit codes, and all that it refuses."
+
 import io
 import json
 import math
@@ -22,7 +23,7 @@ def frames_of(n, height=48, width=64):
     "A bright square that moves over a dark ground."
     frames = np.full((n, height, width, 3), 40, np.uint8)
     for t in range(n):
-        frames[t, 10:30, 5 + 3 * t:25 + 3 * t] = (220, 60, 60)
+        frames[t, 10:30, 5 + 3 * t : 25 + 3 * t] = (220, 60, 60)
     return frames
 
 
@@ -33,7 +34,7 @@ def here(tmp_path, monkeypatch):
     (sources / "empty").mkdir(parents=True)
     write_video(sources / "film.mp4", frames_of(4))
     whole = (sources / "film.mp4").read_bytes()
-    (sources / "part.mp4").write_bytes(whole[:len(whole) // 2])
+    (sources / "part.mp4").write_bytes(whole[: len(whole) // 2])
     (sources / "nothing.mp4").touch()
     (sources / "text.mp4").write_text("I am not a video, though my name says so.\n" * 20)
     cwd = tmp_path / "cwd"
@@ -47,7 +48,9 @@ def tree(folder):
 
 
 def run(*words, **kwargs):
-    return subprocess.run([*PROGRAM, *map(str, words)], capture_output=True, text=True, timeout=600, **kwargs)
+    return subprocess.run(
+        [*PROGRAM, *map(str, words)], capture_output=True, text=True, timeout=600, **kwargs
+    )
 
 
 def refused(capsys, *words):
@@ -62,10 +65,14 @@ def refused(capsys, *words):
 
 # ---- help ------------------------------------------------------------------------------------------------------------
 def test_help_and_version_need_no_torch(tmp_path):
-    code = ("import sys, vrshq_nb.cli as c\n"
-            "for words in [['--help'], ['--version'], ['segment', '--help'], ['segment'], ['nonsense']]: c.main(words)\n"
-            "print(sorted({'torch', 'numpy', 'transformers', 'matplotlib', 'av'} & set(sys.modules)))")
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    code = (
+        "import sys, vrshq_nb.cli as c\n"
+        "for words in [['--help'], ['--version'], ['segment', '--help'], ['segment'], ['nonsense']]: c.main(words)\n"
+        "print(sorted({'torch', 'numpy', 'transformers', 'matplotlib', 'av'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "[]"
 
@@ -83,8 +90,11 @@ def test_help_of_a_command_has_examples(name, capsys):
 def test_examples_in_the_help_can_be_parsed(name):
     "What the help shows is not refused for its form."
     import shlex
+
     for line in cli.COMMANDS[name][2].strip().splitlines():
-        line = re.sub(r"^accelerate launch .* -m vrshq_nb ", "vrshq ", line.strip())      # the same program in several processes
+        line = re.sub(
+            r"^accelerate launch .* -m vrshq_nb ", "vrshq ", line.strip()
+        )  # the same program in several processes
         words = shlex.split(re.split(r"\s{3,}\(| \| | < ", line)[0])
         assert words[:2] == ["vrshq", name]
         args = cli.build_parser().parse_args(words[1:])
@@ -93,6 +103,7 @@ def test_examples_in_the_help_can_be_parsed(name):
 
 def test_version(capsys):
     import vrshq_nb
+
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out == f"vrshq {vrshq_nb.__version__}\n"
 
@@ -161,7 +172,14 @@ def test_bad_input_is_refused_in_one_line(case, here, capsys):
     assert tree(here.parent) == before
 
 
-@pytest.mark.parametrize("stdin, word", [("", "no sentence"), ("  \n\n", "no sentence"), ("the kite\n" + "kite " * 40_000, "characters")])
+@pytest.mark.parametrize(
+    "stdin, word",
+    [
+        ("", "no sentence"),
+        ("  \n\n", "no sentence"),
+        ("the kite\n" + "kite " * 40_000, "characters"),
+    ],
+)
 def test_bad_sentences_on_standard_input(stdin, word, here, capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
     assert word in refused(capsys, "segment", "../in/film.mp4", "-")
@@ -171,13 +189,18 @@ def test_bad_sentences_on_standard_input(stdin, word, here, capsys, monkeypatch)
 @pytest.mark.parametrize("out", ["no/x.mp4", "/proc/x.gif", "x.webm", "../in", "../in/film.mp4"])
 def test_output_is_checked_before_the_model_is_loaded(out, here, capsys, monkeypatch):
     import vrshq_nb.model
-    monkeypatch.setattr(vrshq_nb.model.VRSHQ, "from_pretrained", lambda *_: pytest.fail("the work began"))
+
+    monkeypatch.setattr(
+        vrshq_nb.model.VRSHQ, "from_pretrained", lambda *_: pytest.fail("the work began")
+    )
     refused(capsys, "segment", "../in/film.mp4", "the kite", "-o", out)
 
 
 def test_bad_input_in_a_process_of_its_own(here):
     done = run("segment", "../in/part.mp4", "the kite")
-    assert (done.returncode, done.stdout) == (2, "") and re.fullmatch(r"vrshq: error: .*cut off.*\n", done.stderr)
+    assert (done.returncode, done.stdout) == (2, "") and re.fullmatch(
+        r"vrshq: error: .*cut off.*\n", done.stderr
+    )
     assert tree(here) == []
 
 
@@ -185,6 +208,7 @@ def test_bad_input_in_a_process_of_its_own(here):
 def test_interrupt_is_130(here, capsys, monkeypatch):
     def stop(*_, **__):
         raise KeyboardInterrupt
+
     monkeypatch.setattr(Video, "open", stop)
     assert cli.main(["segment", "../in/film.mp4", "the kite"]) == 130
     assert capsys.readouterr() == ("", "vrshq: stopped\n")
@@ -198,16 +222,23 @@ def test_mistakes_keep_their_traceback(here, monkeypatch):
 
 def test_own_value_errors_are_about_input(capsys):
     from vrshq_nb.tks import candidate_frames
+
     assert cli.exit_status(lambda: candidate_frames(9, 3, k=-1)) == 2
     assert capsys.readouterr().err.startswith("vrshq: error: ")
-    assert cli.is_bad_input(VRSError("x")) and not cli.is_bad_input(ValueError("x")) and not cli.is_bad_input(TypeError("x"))
+    assert (
+        cli.is_bad_input(VRSError("x"))
+        and not cli.is_bad_input(ValueError("x"))
+        and not cli.is_bad_input(TypeError("x"))
+    )
 
 
 def test_broken_pipe_is_silent():
     reader, writer = os.pipe()
     os.close(reader)
     code = "from vrshq_nb.cli import exit_status; raise SystemExit(exit_status(lambda: print('a line\\n' * 10_000)))"
-    done = subprocess.run([sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, text=True, timeout=600)
+    done = subprocess.run(
+        [sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, text=True, timeout=600
+    )
     os.close(writer)
     assert (done.returncode, done.stderr) == (141, "")
 
@@ -219,20 +250,50 @@ def test_segment_prints_one_json_document(here):
     record = json.loads(done.stdout)
     assert record["text"] == "the red square" and record["output"] == "out.json"
     assert record["video"] == dict(name="film.mp4", frames=4, width=64, height=48, fps=8.0)
-    assert record["keyframe"] in [c["frame"] for c in record["candidates"]] and {"similarity", "occlusion", "score"} <= record["candidates"][0].keys()
-    assert isinstance(record["found"], bool) and isinstance(record["answer"], str) and all(v >= 0 for v in record["timings"].values())
+    assert (
+        record["keyframe"] in [c["frame"] for c in record["candidates"]]
+        and {"similarity", "occlusion", "score"} <= record["candidates"][0].keys()
+    )
+    assert (
+        isinstance(record["found"], bool)
+        and isinstance(record["answer"], str)
+        and all(v >= 0 for v in record["timings"].values())
+    )
     from vrshq_nb.model import load_masks
+
     saved = load_masks("out.json")
-    assert saved.shape == (4, 48, 64) and record["masks"] == json.loads((here / "out.json").read_text())["masks"]
+    assert (
+        saved.shape == (4, 48, 64)
+        and record["masks"] == json.loads((here / "out.json").read_text())["masks"]
+    )
     assert math.isclose(saved.mean(), record["share"], abs_tol=1e-6) and tree(here) == ["out.json"]
 
 
 def test_several_sentences_several_files(here, capsys):
-    assert cli.main(["segment", "../in/film.mp4", "the square", "what moves?", "-o", "both.gif", "--json", "the square"]) == 0
+    assert (
+        cli.main(
+            [
+                "segment",
+                "../in/film.mp4",
+                "the square",
+                "what moves?",
+                "-o",
+                "both.gif",
+                "--json",
+                "the square",
+            ]
+        )
+        == 0
+    )
     records = json.loads(capsys.readouterr().out)
     assert [r["text"] for r in records] == ["the square", "what moves?", "the square"]
-    assert [r["output"] for r in records] == tree(here) == ["both-1.gif", "both-2.gif", "both-3.gif"]
-    assert all(len(Video.open(name)) == 4 for name in tree(here)) and records[0]["share"] == records[2]["share"]
+    assert (
+        [r["output"] for r in records] == tree(here) == ["both-1.gif", "both-2.gif", "both-3.gif"]
+    )
+    assert (
+        all(len(Video.open(name)) == 4 for name in tree(here))
+        and records[0]["share"] == records[2]["share"]
+    )
 
 
 def test_default_names_and_standard_input(here, capsys, monkeypatch):
@@ -248,13 +309,31 @@ def test_masks_as_png_and_again(here, capsys):
     for _ in range(2):  # over its own earlier result, too
         assert cli.main(["segment", "../in/film.mp4", "the square", "-o", "masks"]) == 0
     assert tree(here) == ["masks", *(f"masks/{t:05d}.png" for t in range(4))]
-    (here / "masks" / "00004.png").touch()  # of a longer video: it would be mixed with the new ones, or lost
+    (
+        here / "masks" / "00004.png"
+    ).touch()  # of a longer video: it would be mixed with the new ones, or lost
     capsys.readouterr()
     assert "00004.png" in refused(capsys, "segment", "../in/film.mp4", "the square", "-o", "masks")
 
 
 def test_nothing_is_written_where_that_is_asked(here, capsys):
-    assert cli.main(["segment", "../in/film.mp4", "the square", "--json", "--format", "none", "--device", "cpu", "-k", "2"]) == 0
+    assert (
+        cli.main(
+            [
+                "segment",
+                "../in/film.mp4",
+                "the square",
+                "--json",
+                "--format",
+                "none",
+                "--device",
+                "cpu",
+                "-k",
+                "2",
+            ]
+        )
+        == 0
+    )
     record = json.loads(capsys.readouterr().out)
     assert record["output"] is None and len(record["candidates"]) <= 2 and tree(here) == []
 
@@ -267,6 +346,7 @@ def test_short_and_odd_videos(shape, here, capsys):
         Image.fromarray(frame).save(folder / f"{t}.png")
     assert cli.main(["segment", str(folder), "the square", "-o", "out.json"]) == 0
     from vrshq_nb.model import load_masks
+
     assert load_masks("out.json").shape == shape
     assert cli.main(["segment", str(folder), "the square", "-o", "out.mp4"]) == 0
     assert len(Video.open("out.mp4")) == shape[0]
@@ -274,10 +354,15 @@ def test_short_and_odd_videos(shape, here, capsys):
 
 # ---- names -----------------------------------------------------------------------------------------------------------
 def test_planned_names():
-    plan = lambda *args: [p and p.as_posix() for p in cli.plan_outputs("in/film.mp4", ["a b", "a, b?"], *args)]
+    plan = lambda *args: [
+        p and p.as_posix() for p in cli.plan_outputs("in/film.mp4", ["a b", "a, b?"], *args)
+    ]
     assert plan() == ["film_a_b.mp4", "film_a_b_2.mp4"]
     assert plan(None, "png") == ["film_a_b", "film_a_b_2"] and plan(None, "none") == [None, None]
-    assert plan("x.json") == ["x-1.json", "x-2.json"] and plan("x") == plan("x", "png") == ["x-1", "x-2"]
+    assert plan("x.json") == ["x-1.json", "x-2.json"] and plan("x") == plan("x", "png") == [
+        "x-1",
+        "x-2",
+    ]
     assert plan("x", "gif") == ["x/film_a_b.gif", "x/film_a_b_2.gif"]
 
 
@@ -293,7 +378,9 @@ def test_info(capsys):
     about = json.loads(capsys.readouterr().out)
     assert sum(about["parts"].values()) == about["parameters"] > 1e6
     assert 1 < about["megabytes"] < 25 and {"encoder", "sam2", "clip"} <= about["config"].keys()
-    assert {"torch", "sam2", "transformers", "open_clip_torch", "python"} <= about["versions"].keys() and about["devices"][0].startswith("cpu")
+    assert {"torch", "sam2", "transformers", "open_clip_torch", "python"} <= about[
+        "versions"
+    ].keys() and about["devices"][0].startswith("cpu")
     assert cli.main(["info"]) == 0
     assert f"{about['parameters']:,}" in capsys.readouterr().out
 
@@ -303,27 +390,59 @@ def test_demo(here, capsys):
     assert cli.main(["demo", "wind", "nothing", "-o", "new"]) == 0
     out, err = capsys.readouterr()
     lines = out.splitlines()
-    assert err == "" and [line.split()[0] for line in lines[1:4]] == ["wind", "nothing", "mean"] and "new" in lines[4]
+    assert (
+        err == ""
+        and [line.split()[0] for line in lines[1:4]] == ["wind", "nothing", "mean"]
+        and "new" in lines[4]
+    )
     for line in lines[1:3]:
         j, f = map(float, re.findall(r" (\d\.\d\d)", line))
         assert 0 <= j <= 1 and 0 <= f <= 1
-    assert tree(here) == ["new", "new/clips", "new/clips/nothing.mp4", "new/clips/wind.mp4", "new/nothing.mp4", "new/nothing.png", "new/wind.mp4", "new/wind.png"]
+    assert tree(here) == [
+        "new",
+        "new/clips",
+        "new/clips/nothing.mp4",
+        "new/clips/wind.mp4",
+        "new/nothing.mp4",
+        "new/nothing.png",
+        "new/wind.mp4",
+        "new/wind.png",
+    ]
     assert len(Video.open("new/wind.mp4")) == 16 and Image.open("new/wind.png").width > 500
 
 
 def test_demo_row_of_a_model_that_shows_nothing(tmp_path):
     "Where nothing of the kind is there, showing nothing scores 1; where something is, 0."
+
     class Blind:
         def segment(self, video, text):
             from types import SimpleNamespace
+
             video = Video.open(video)
             masks = np.zeros((len(video), video.height, video.width), bool)
             picture = np.zeros((60, 758, 3), np.uint8)
-            return SimpleNamespace(text=text, masks=masks, keyframe=0, found=False, video=video, save=lambda p: p, show=lambda: SimpleNamespace(array=picture))
+            return SimpleNamespace(
+                text=text,
+                masks=masks,
+                keyframe=0,
+                found=False,
+                video=video,
+                save=lambda p: p,
+                show=lambda: SimpleNamespace(array=picture),
+            )
+
     (tmp_path / "clips").mkdir()
-    rows = {s[0]: cli.demo_row(Blind(), *s, tmp_path) for s in cli.sample_clips(["all_animals", "nothing"])}
-    assert rows["nothing"]["J"] == rows["nothing"]["F"] == 1 and rows["all_animals"]["J"] == rows["all_animals"]["F"] == 0
-    assert "no, right" in cli.table_line(rows["nothing"]) and "no, wrong" in cli.table_line(rows["all_animals"])
+    rows = {
+        s[0]: cli.demo_row(Blind(), *s, tmp_path)
+        for s in cli.sample_clips(["all_animals", "nothing"])
+    }
+    assert (
+        rows["nothing"]["J"] == rows["nothing"]["F"] == 1
+        and rows["all_animals"]["J"] == rows["all_animals"]["F"] == 0
+    )
+    assert "no, right" in cli.table_line(rows["nothing"]) and "no, wrong" in cli.table_line(
+        rows["all_animals"]
+    )
 
 
 def test_samples_are_of_many_kinds():
@@ -334,12 +453,26 @@ def test_samples_are_of_many_kinds():
 def test_samples_follow_their_rule():
     "Each row is the first clip, taken by no earlier row, that the grammar can say such a sentence of; the first in the alphabet."
     from vrshq_nb.minivrs import SPLITS, MiniVRS, make_world
+
     data, taken = MiniVRS(cli.SAMPLE_SPLIT, n=1000, seed=cli.SAMPLE_SEED, n_expressions=0), set()
-    needed = {"common_sense": {"umbrella"}, "tail": {"cat"}, "still_flying": {"bird"}, "wind": {"kite", "sailboat"}}  # only to skip clips quickly
+    needed = {
+        "common_sense": {"umbrella"},
+        "tail": {"cat"},
+        "still_flying": {"bird"},
+        "wind": {"kite", "sailboat"},
+    }  # only to skip clips quickly
     for s in cli.SAMPLES:
         for i in range(s.index + 1):
-            world = make_world(np.random.default_rng([SPLITS[cli.SAMPLE_SPLIT], cli.SAMPLE_SEED, i]), 16, cli.SAMPLE_SPLIT)
-            if i in taken or s.name in needed and not needed[s.name] & {t.kind for t in world.things}:
+            world = make_world(
+                np.random.default_rng([SPLITS[cli.SAMPLE_SPLIT], cli.SAMPLE_SEED, i]),
+                16,
+                cli.SAMPLE_SPLIT,
+            )
+            if (
+                i in taken
+                or s.name in needed
+                and not needed[s.name] & {t.kind for t in world.things}
+            ):
                 continue
             texts = {e.text for e in cli.say(data[i].record, s.family, s.pattern)}
             assert bool(texts) == (i == s.index), (s.name, i, texts)
@@ -356,17 +489,30 @@ def drawn():
 def test_sample_folder_holds_what_is_drawn(name, drawn, root):
     from pycocotools import mask as coco
     from vrshq_nb.minivrs import Expression
+
     folder, (clip, expression) = root / "data_samples", drawn[name]
     record = json.loads((folder / f"{name}.json").read_text())
     sample = next(s for s in cli.SAMPLES if s.name == name)
-    assert (record["split"], record["seed"], record["index"]) == (cli.SAMPLE_SPLIT, cli.SAMPLE_SEED, sample.index)
+    assert (record["split"], record["seed"], record["index"]) == (
+        cli.SAMPLE_SPLIT,
+        cli.SAMPLE_SEED,
+        sample.index,
+    )
     assert [t["kind"] for t in record["things"]] == clip.record.kind
     first = record["expressions"][0]
-    assert (first["text"], first["type_id"], tuple(first["targets"])) == (sample.text, expression.type_id, expression.targets)
+    assert (first["text"], first["type_id"], tuple(first["targets"])) == (
+        sample.text,
+        expression.type_id,
+        expression.targets,
+    )
     video = Video.open(folder / record["video"])
-    assert (len(video), video.height, video.width, video.fps) == (record["frames"], *record["size"], record["fps"])
+    assert (len(video), video.height, video.width, video.fps) == (
+        record["frames"],
+        *record["size"],
+        record["fps"],
+    )
     difference = np.abs(video.frames().astype(int) - clip.frames)
-    assert difference.mean() < 4 and (difference > 60).mean() < .01
+    assert difference.mean() < 4 and (difference > 60).mean() < 0.01
     for e in record["expressions"]:
         masks = np.stack([coco.decode(m) for m in e["masks"]]).astype(bool)
         assert (masks == clip.masks(Expression(e["text"], e["type_id"], tuple(e["targets"])))).all()
@@ -382,7 +528,10 @@ def test_sample_folder_is_complete_and_small(root):
 
 # ---- minivrs, train --------------------------------------------------------------------------------------------------
 def test_minivrs_writes_clips(here, capsys):
-    assert cli.main(["minivrs", "clips", "--n", "2", "--size", "64", "--frames", "4", "--seed", "3"]) == 0
+    assert (
+        cli.main(["minivrs", "clips", "--n", "2", "--size", "64", "--frames", "4", "--seed", "3"])
+        == 0
+    )
     assert capsys.readouterr().out == "2 clips -> clips\n"
     videos = sorted((here / "clips").rglob("*.mp4"))
     assert len(videos) == 2 and all(len(Video.open(v)) == 4 for v in videos)
@@ -391,12 +540,36 @@ def test_minivrs_writes_clips(here, capsys):
 
 def test_train_hands_its_arguments_on(here, capsys, monkeypatch):
     import vrshq_nb.train
+
     got = {}
 
     def train_nano(folder, smoke, steps, seed, device, jobs):
-        got.update(folder=folder.name, smoke=smoke, steps=steps, seed=seed, device=device.type, jobs=jobs)
+        got.update(
+            folder=folder.name, smoke=smoke, steps=steps, seed=seed, device=device.type, jobs=jobs
+        )
         return folder / "nano"
+
     monkeypatch.setattr(vrshq_nb.train, "train_nano", train_nano)
-    assert cli.main(["train", "nano", "--out", "new", "--smoke", "--seed", "4", "--jobs", "1", "--steps", "language=5", "joint=6"]) == 0
-    assert got == dict(folder="new", smoke=True, steps=dict(language=5, joint=6), seed=4, device="cpu", jobs=1)
+    assert (
+        cli.main(
+            [
+                "train",
+                "nano",
+                "--out",
+                "new",
+                "--smoke",
+                "--seed",
+                "4",
+                "--jobs",
+                "1",
+                "--steps",
+                "language=5",
+                "joint=6",
+            ]
+        )
+        == 0
+    )
+    assert got == dict(
+        folder="new", smoke=True, steps=dict(language=5, joint=6), seed=4, device="cpu", jobs=1
+    )
     assert "nano" in capsys.readouterr().out

@@ -1,4 +1,5 @@
 """The notebooks as files, one test id each. That they run is `nbdev_test`'s part of `make test`."""
+
 import ast
 import importlib
 import importlib.util
@@ -9,12 +10,20 @@ from pathlib import Path
 import pytest
 
 NBS = Path(__file__).resolve().parent.parent / "nbs"
-NOTEBOOKS = sorted(p for p in NBS.rglob("*.ipynb") if not any(part.startswith((".", "_")) for part in p.relative_to(NBS).parts))
-MODULE_FREE = re.compile(r"index$|24_|5\d_")  # the front page, the ablations and the course labs export no module
+NOTEBOOKS = sorted(
+    p
+    for p in NBS.rglob("*.ipynb")
+    if not any(part.startswith((".", "_")) for part in p.relative_to(NBS).parts)
+)
+MODULE_FREE = re.compile(
+    r"index$|24_|5\d_"
+)  # the front page, the ablations and the course labs export no module
 SIZE_LIMIT = 600_000
 EXPORT_LINES = 40
 DIRECTIVE = re.compile(r"^\s*#\s*\|\s*([\w-]+)(:?)\s*(.*)$")
-MACHINE_PATH = re.compile(r"(?<![\w.:/~-])/(?:work|root|tmp|home|Users|private|opt|mnt)/\w[^\s'\"]*")
+MACHINE_PATH = re.compile(
+    r"(?<![\w.:/~-])/(?:work|root|tmp|home|Users|private|opt|mnt)/\w[^\s'\"]*"
+)
 BASE64 = re.compile(r"base64,[A-Za-z0-9+/=\\\n]+")
 
 
@@ -43,7 +52,9 @@ def parsed(source):
 
 
 def exported(cell):
-    return cell["cell_type"] == "code" and bool({"export", "exports", "exporti"} & directives(cell).keys())
+    return cell["cell_type"] == "code" and bool(
+        {"export", "exports", "exporti"} & directives(cell).keys()
+    )
 
 
 def outputs(nb):
@@ -73,13 +84,25 @@ def imports(cells, nested=True):
             continue
         for node in ast.walk(tree) if nested else tree.body:
             if isinstance(node, ast.Import):
-                yield from ((alias.name, None) for alias in node.names if alias.name.split(".")[0] == "vrshq_nb")
-            elif isinstance(node, ast.ImportFrom) and not node.level and (node.module or "").split(".")[0] == "vrshq_nb":
+                yield from (
+                    (alias.name, None)
+                    for alias in node.names
+                    if alias.name.split(".")[0] == "vrshq_nb"
+                )
+            elif (
+                isinstance(node, ast.ImportFrom)
+                and not node.level
+                and (node.module or "").split(".")[0] == "vrshq_nb"
+            ):
                 yield from ((node.module, alias.name) for alias in node.names)
 
 
 def default_exp(nb):
-    return [directives(c)["default_exp"] for c in nb["cells"] if c["cell_type"] == "code" and "default_exp" in directives(c)]
+    return [
+        directives(c)["default_exp"]
+        for c in nb["cells"]
+        if c["cell_type"] == "code" and "default_exp" in directives(c)
+    ]
 
 
 def problems(path):
@@ -115,7 +138,11 @@ def problems(path):
         elif f"/{path.name}." not in Path(source.origin).read_text(encoding="utf-8"):
             yield f"vrshq_nb.{module} was exported from another notebook"
     for cell in exports:
-        lines = [line for line in text(cell["source"]).splitlines() if line.strip() and not DIRECTIVE.match(line)]
+        lines = [
+            line
+            for line in text(cell["source"]).splitlines()
+            if line.strip() and not DIRECTIVE.match(line)
+        ]
         if len(lines) > EXPORT_LINES:
             yield f"an exported cell of {len(lines)} lines, over {EXPORT_LINES}: {lines[0]!r}"
         if parsed(text(cell["source"])) is None:
@@ -123,8 +150,12 @@ def problems(path):
     for module, name in imports(cells):
         if importlib.util.find_spec(module) is None:
             yield f"imports {module}, which is not in the installed package"
-        elif name not in (None, "*") and importlib.util.find_spec(f"{module}.{name}" if module == "vrshq_nb" else module) is None \
-                and not hasattr(importlib.import_module(module), name):
+        elif (
+            name not in (None, "*")
+            and importlib.util.find_spec(f"{module}.{name}" if module == "vrshq_nb" else module)
+            is None
+            and not hasattr(importlib.import_module(module), name)
+        ):
             yield f"imports {name} from {module}, which does not have it"
 
     for out in outputs(nb):
@@ -157,7 +188,9 @@ def test_one_notebook_a_module():
 
 def test_notebooks_build_on_earlier_ones():
     "A notebook's number is its place: at its top, its module imports only modules of lower numbers."
-    home = {m: p.name for p in NOTEBOOKS for m in default_exp(json.loads(p.read_text(encoding="utf-8")))}
+    home = {
+        m: p.name for p in NOTEBOOKS for m in default_exp(json.loads(p.read_text(encoding="utf-8")))
+    }
     later = []
     for path in NOTEBOOKS:
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]

@@ -1,4 +1,5 @@
 """The installed package: complete, importable, light to import, and the same as the checkout."""
+
 import configparser
 import importlib
 import importlib.metadata
@@ -28,21 +29,29 @@ def settings():
 
 def python(code, cwd):
     "What a fresh interpreter, started outside the checkout, prints for `code`."
-    done = subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
 
 def test_tests_see_the_installed_package():
     assert ROOT not in PACKAGE.parents or ".venv" in PACKAGE.parts, (
-        f"vrshq_nb comes from {PACKAGE}, the checkout, not from an installation: run `make pytest`")
+        f"vrshq_nb comes from {PACKAGE}, the checkout, not from an installation: run `make pytest`"
+    )
 
 
 def test_installed_files_are_those_of_the_checkout():
     "A module or weight file that the build forgets, or an old one that stays behind, shows here."
+
     def files(folder):
-        return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*")
-                if p.is_file() and "__pycache__" not in p.parts and not p.name.startswith(".")}
+        return {
+            p.relative_to(folder).as_posix(): p.read_bytes()
+            for p in folder.rglob("*")
+            if p.is_file() and "__pycache__" not in p.parts and not p.name.startswith(".")
+        }
+
     here, there = files(ROOT / "vrshq_nb"), files(PACKAGE)
     assert sorted(here) == sorted(there)
     assert [name for name in here if here[name] != there[name]] == []
@@ -71,7 +80,13 @@ def test_cli_import_is_lazy(tmp_path):
 @pytest.mark.parametrize("name", PUBLIC)
 def test_public_name(name, tmp_path):
     assert name in vrshq_nb.__all__ and name in dir(vrshq_nb)
-    assert python(f"from vrshq_nb import {name}; print({name}.__name__, isinstance({name}, type))", tmp_path) == f"{name} True"
+    assert (
+        python(
+            f"from vrshq_nb import {name}; print({name}.__name__, isinstance({name}, type))",
+            tmp_path,
+        )
+        == f"{name} True"
+    )
 
 
 def test_unknown_name_is_an_attribute_error():
@@ -88,7 +103,9 @@ def test_metadata(settings):
     assert meta["Requires-Python"] == f">={settings['min_python']}"
     assert set(meta.get_all("Provides-Extra")) == {"lab", "train", "backbones", "dev"}
     needed = " ".join(meta.get_all("Requires-Dist"))
-    assert all(name in needed for name in ("torch", "torchvision", "transformers", "sam2", "decord"))
+    assert all(
+        name in needed for name in ("torch", "torchvision", "transformers", "sam2", "decord")
+    )
 
 
 def test_licence_is_in_the_installation():
@@ -100,14 +117,20 @@ def test_console_script_help(tmp_path):
     [script] = importlib.metadata.entry_points(group="console_scripts", name="vrshq")
     assert script.value == "vrshq_nb.cli:main"
     program = Path(sys.executable).parent / "vrshq"
-    done = subprocess.run([program, "--help"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [program, "--help"], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
-    assert all(command in done.stdout for command in ("demo", "segment", "minivrs", "train", "info"))
+    assert all(
+        command in done.stdout for command in ("demo", "segment", "minivrs", "train", "info")
+    )
 
 
 def test_weights_are_in_the_installation():
     nano = PACKAGE / "weights" / "nano"
     names = {p.suffix for p in nano.rglob("*") if p.is_file()}
-    assert {".safetensors", ".json", ".md"} <= names, f"{nano} has {sorted(names)}: weights, configuration and model card are needed"
+    assert {".safetensors", ".json", ".md"} <= names, (
+        f"{nano} has {sorted(names)}: weights, configuration and model card are needed"
+    )
     size = sum(p.stat().st_size for p in (PACKAGE / "weights").rglob("*") if p.is_file())
     assert 0 < size <= WEIGHTS_LIMIT

@@ -1,4 +1,5 @@
 "Stage 3: parity with the reference numbers, samplings, scores, the CLIP anchor, bad input."
+
 import functools
 import json
 import math
@@ -10,8 +11,17 @@ import numpy as np
 import pytest
 import torch
 
-from vrshq_nb.tks import (Candidate, FrameTextScorer, anchor_frame, candidate_frames, clip_tokenize, fit_frames,
-                          keyframe_scores, segment_bounds, select_keyframe)
+from vrshq_nb.tks import (
+    Candidate,
+    FrameTextScorer,
+    anchor_frame,
+    candidate_frames,
+    clip_tokenize,
+    fit_frames,
+    keyframe_scores,
+    segment_bounds,
+    select_keyframe,
+)
 
 HERE = Path(__file__).parent / "data"
 DATA = np.load(HERE / "tda_tks.npz")
@@ -22,10 +32,15 @@ HOWS = "clip", "uniform", "random", "segment", "top", "all"
 
 # candidates
 
+
 def test_candidate_rule_of_the_reference():
     assert len(SAMPLING["rule"]) > 1000
     for T, anchor, k, first, step, count in SAMPLING["rule"]:
-        assert candidate_frames(T, anchor, k) == [first + i * step for i in range(count)], (T, anchor, k)
+        assert candidate_frames(T, anchor, k) == [first + i * step for i in range(count)], (
+            T,
+            anchor,
+            k,
+        )
 
 
 def test_six_to_eleven_of_twelve():
@@ -54,16 +69,19 @@ def test_segments_of_the_reference():
     for edges in SAMPLING["edges"]:
         bounds = segment_bounds(edges[-1], 12)
         assert bounds == list(zip(edges[:-1], edges[1:]))
-        assert all(a <= f < b for f, (a, b) in zip(candidate_frames(edges[-1], None, how="uniform"), bounds))
+        assert all(
+            a <= f < b
+            for f, (a, b) in zip(candidate_frames(edges[-1], None, how="uniform"), bounds)
+        )
 
 
 def test_equal_scores_stay_in_their_segments():
-    assert candidate_frames(6, None, 3, "segment", [.5, .25] * 3) == [0, 2, 4]
-    assert candidate_frames(24, None, how="segment", scores=[1.] * 24) == list(range(0, 24, 2))
+    assert candidate_frames(6, None, 3, "segment", [0.5, 0.25] * 3) == [0, 2, 4]
+    assert candidate_frames(24, None, how="segment", scores=[1.0] * 24) == list(range(0, 24, 2))
 
 
 def test_top_takes_the_best_and_spreads_the_rest():
-    scores = torch.zeros(60).index_fill(0, torch.tensor([3, 30, 31, 32, 57, 59]), 1.)
+    scores = torch.zeros(60).index_fill(0, torch.tensor([3, 30, 31, 32, 57, 59]), 1.0)
     frames = candidate_frames(60, 3, how="top", scores=scores)
     assert {3, 30, 31, 32, 57, 59} <= set(frames) and len(frames) == 12
     rest = [f for f in frames if scores[f] == 0]
@@ -75,12 +93,22 @@ def test_random_follows_its_seed():
     assert pick(seed=1) == pick(seed=1) != pick(seed=2)
 
 
-@pytest.mark.parametrize("args, words", [
-    ((0, 0), "n_frames"), ((-1, 0), "n_frames"), ((10, 10), r"0\.\.9"), ((10, -1), "anchor"), ((10, None), "anchor"),
-    ((10, 0, 0), "k must be"), ((10, 0, -3), "k must be"), ((10, 0, 12, "best"), "how must be"),
-    ((30, 0, 12, "segment"), "needs scores"), ((30, 0, 12, "top", [1.] * 29), "30 numbers"),
-    ((30, 0, 12, "top", [math.nan] * 30), "not finite"),
-])
+@pytest.mark.parametrize(
+    "args, words",
+    [
+        ((0, 0), "n_frames"),
+        ((-1, 0), "n_frames"),
+        ((10, 10), r"0\.\.9"),
+        ((10, -1), "anchor"),
+        ((10, None), "anchor"),
+        ((10, 0, 0), "k must be"),
+        ((10, 0, -3), "k must be"),
+        ((10, 0, 12, "best"), "how must be"),
+        ((30, 0, 12, "segment"), "needs scores"),
+        ((30, 0, 12, "top", [1.0] * 29), "30 numbers"),
+        ((30, 0, 12, "top", [math.nan] * 30), "not finite"),
+    ],
+)
 def test_bad_candidates(args, words):
     with pytest.raises(ValueError, match=words) as e:
         candidate_frames(*args)
@@ -88,64 +116,98 @@ def test_bad_candidates(args, words):
 
 
 def test_anchor_is_the_first_maximum():
-    assert anchor_frame(torch.tensor([0., 2., 2., 1.])) == 1
-    assert anchor_frame(torch.tensor([5.], dtype=torch.bfloat16)) == 0
-    for bad in (torch.zeros(0), torch.zeros(1, 4), torch.tensor([0., math.nan])):
+    assert anchor_frame(torch.tensor([0.0, 2.0, 2.0, 1.0])) == 1
+    assert anchor_frame(torch.tensor([5.0], dtype=torch.bfloat16)) == 0
+    for bad in (torch.zeros(0), torch.zeros(1, 4), torch.tensor([0.0, math.nan])):
         with pytest.raises(ValueError, match="clip_logits"):
             anchor_frame(bad)
 
 
 # scores
 
+
 @pytest.mark.parametrize("case", CASES)
 def test_scores_of_the_reference(case):
     get = lambda name: torch.tensor(DATA[f"{case}/{name}"])
-    keyframe, candidates = select_keyframe(get("frames").tolist(), get("occlusion"), get("weights")[:, 0])
-    torch.testing.assert_close(torch.tensor([c.score for c in candidates]), get("scores").float(), atol=1e-4, rtol=0)
+    keyframe, candidates = select_keyframe(
+        get("frames").tolist(), get("occlusion"), get("weights")[:, 0]
+    )
+    torch.testing.assert_close(
+        torch.tensor([c.score for c in candidates]), get("scores").float(), atol=1e-4, rtol=0
+    )
     assert keyframe == int(get("keyframe"))
 
 
 def test_terms():
-    o, s, c = torch.tensor([4., 2., -3.]), torch.tensor([.33, .35, .32]), torch.tensor([.1, .8, .1])
+    o, s, c = (
+        torch.tensor([4.0, 2.0, -3.0]),
+        torch.tensor([0.33, 0.35, 0.32]),
+        torch.tensor([0.1, 0.8, 0.1]),
+    )
     assert torch.equal(keyframe_scores(o, s, c, ("similarity",)), s)
     assert torch.equal(keyframe_scores(o, s, c, ("clip",)), c)
     torch.testing.assert_close(keyframe_scores(o, s, c, ("occlusion",)), o.softmax(0))
-    torch.testing.assert_close(keyframe_scores(o, s, c, ("clip", "occlusion", "similarity")), c + o.softmax(0) + s)
+    torch.testing.assert_close(
+        keyframe_scores(o, s, c, ("clip", "occlusion", "similarity")), c + o.softmax(0) + s
+    )
     assert select_keyframe([0, 1, 2], o, s, c, ("clip", "similarity"))[0] == 1
     assert keyframe_scores(o.bfloat16(), s.bfloat16()).dtype == torch.float32
 
 
 def test_candidates_keep_their_numbers():
-    keyframe, (a, b) = select_keyframe([3, 9], torch.tensor([-2., 1.]), torch.tensor([.5, .5]))
+    keyframe, (a, b) = select_keyframe([3, 9], torch.tensor([-2.0, 1.0]), torch.tensor([0.5, 0.5]))
     assert keyframe == 9 and (a.frame, b.frame) == (3, 9) and math.isnan(a.clip)
-    assert a.occlusion == -2 and a.similarity == .5 and a.score < b.score
+    assert a.occlusion == -2 and a.similarity == 0.5 and a.score < b.score
     assert isinstance(a, Candidate)
-    _, (a, b) = select_keyframe([3, 9], torch.tensor([-2., 1.]), torch.tensor([.5, .5]), torch.tensor([.25, .75]))
-    assert (a.clip, b.clip) == (.25, .75)
+    _, (a, b) = select_keyframe(
+        [3, 9], torch.tensor([-2.0, 1.0]), torch.tensor([0.5, 0.5]), torch.tensor([0.25, 0.75])
+    )
+    assert (a.clip, b.clip) == (0.25, 0.75)
 
 
 def test_ties_take_the_first():
     assert select_keyframe([4, 7, 1], torch.zeros(3), torch.full((3,), 1 / 3))[0] == 4
 
 
-@pytest.mark.parametrize("kwargs, words", [
-    (dict(frames=[1, 2]), "frames must hold 3"), (dict(occlusion=torch.zeros(2)), "occlusion must be"),
-    (dict(occlusion=torch.zeros(1, 3)), "occlusion must be"), (dict(similarity=torch.tensor([0., math.nan, 0.])), "not finite"),
-    (dict(occlusion=torch.tensor([0., math.inf, 0.])), "not finite"), (dict(terms=("clip",)), "needs clip"),
-    (dict(clip=torch.zeros(2), terms=("clip", "occlusion")), "clip must be"), (dict(terms=()), "terms"), (dict(terms="occlusion"), "terms"),
-    (dict(terms=("occlusion", "occlusion")), "terms"), (dict(terms=("iou",)), "terms"),
-    (dict(frames=[], occlusion=torch.zeros(0), similarity=torch.zeros(0)), "must be"),
-])
+@pytest.mark.parametrize(
+    "kwargs, words",
+    [
+        (dict(frames=[1, 2]), "frames must hold 3"),
+        (dict(occlusion=torch.zeros(2)), "occlusion must be"),
+        (dict(occlusion=torch.zeros(1, 3)), "occlusion must be"),
+        (dict(similarity=torch.tensor([0.0, math.nan, 0.0])), "not finite"),
+        (dict(occlusion=torch.tensor([0.0, math.inf, 0.0])), "not finite"),
+        (dict(terms=("clip",)), "needs clip"),
+        (dict(clip=torch.zeros(2), terms=("clip", "occlusion")), "clip must be"),
+        (dict(terms=()), "terms"),
+        (dict(terms="occlusion"), "terms"),
+        (dict(terms=("occlusion", "occlusion")), "terms"),
+        (dict(terms=("iou",)), "terms"),
+        (dict(frames=[], occlusion=torch.zeros(0), similarity=torch.zeros(0)), "must be"),
+    ],
+)
 def test_bad_scores(kwargs, words):
     with pytest.raises(ValueError, match=words) as e:
-        select_keyframe(**{"frames": [1, 2, 3], "occlusion": torch.zeros(3), "similarity": torch.full((3,), 1 / 3), **kwargs})
+        select_keyframe(
+            **{
+                "frames": [1, 2, 3],
+                "occlusion": torch.zeros(3),
+                "similarity": torch.full((3,), 1 / 3),
+                **kwargs,
+            }
+        )
     assert "\n" not in str(e.value)
 
 
 # CLIP
 
-CONFIG = dict(embed_dim=16, vision_cfg=dict(layers=1, width=32, head_width=16, patch_size=8, image_size=16),
-              text_cfg=dict(context_length=8, vocab_size=64, width=32, heads=2, layers=1, pool_type="eos", eos_id=2))
+CONFIG = dict(
+    embed_dim=16,
+    vision_cfg=dict(layers=1, width=32, head_width=16, patch_size=8, image_size=16),
+    text_cfg=dict(
+        context_length=8, vocab_size=64, width=32, heads=2, layers=1, pool_type="eos", eos_id=2
+    ),
+)
 
 
 def letters(texts, end=2):
@@ -161,24 +223,37 @@ def scorer():
 
 @pytest.fixture
 def frames():
-    return torch.randint(0, 256, (5, 20, 33, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return torch.randint(
+        0, 256, (5, 20, 33, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
 
 
 @pytest.mark.parametrize("case", ["crop37x91"])
 def test_crop_of_the_reference(case):
     got = fit_frames(torch.tensor(DATA[f"{case}/rgb"])[None], 64)[0] * 255
-    assert (got - torch.tensor(DATA[f"{case}/square"]).float()).abs().max() <= 1.01      # one grey level
+    assert (
+        got - torch.tensor(DATA[f"{case}/square"]).float()
+    ).abs().max() <= 1.01  # one grey level
 
 
 def test_stretch_keeps_the_borders():
     frames = torch.zeros(1, 10, 40, 3, dtype=torch.uint8)
     frames[:, :, :4] = 255
-    assert fit_frames(frames, 10, "crop").max() == 0 and fit_frames(frames, 10, "stretch").max() > .9
+    assert (
+        fit_frames(frames, 10, "crop").max() == 0 and fit_frames(frames, 10, "stretch").max() > 0.9
+    )
 
 
-@pytest.mark.parametrize("bad, fit", [(torch.zeros(1, 4, 4, 3), "crop"), (torch.zeros(0, 4, 4, 3, dtype=torch.uint8), "crop"),
-                                      (torch.zeros(4, 4, 3, dtype=torch.uint8), "crop"), (torch.zeros(1, 3, 4, 4, dtype=torch.uint8), "crop"),
-                                      (torch.zeros(1, 4, 4, 3, dtype=torch.uint8), "pad")])
+@pytest.mark.parametrize(
+    "bad, fit",
+    [
+        (torch.zeros(1, 4, 4, 3), "crop"),
+        (torch.zeros(0, 4, 4, 3, dtype=torch.uint8), "crop"),
+        (torch.zeros(4, 4, 3, dtype=torch.uint8), "crop"),
+        (torch.zeros(1, 3, 4, 4, dtype=torch.uint8), "crop"),
+        (torch.zeros(1, 4, 4, 3, dtype=torch.uint8), "pad"),
+    ],
+)
 def test_bad_frames(bad, fit):
     with pytest.raises(ValueError):
         fit_frames(bad, 8, fit)
@@ -188,7 +263,9 @@ def test_logits_are_those_of_open_clip(scorer, frames):
     texts = ["a red kite", "b"]
     with torch.no_grad():
         images, _ = scorer.clip.get_logits(scorer.preprocess(frames), letters(texts))
-        torch.testing.assert_close(scorer.logits(scorer.encode_frames(frames), texts), images.T, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            scorer.logits(scorer.encode_frames(frames), texts), images.T, atol=1e-5, rtol=1e-5
+        )
 
 
 def test_each_frame_is_encoded_once(scorer, frames):
@@ -217,10 +294,14 @@ def test_bf16(scorer, frames):
     assert features.dtype == torch.float32 and scorer.logits(features, "a cat").isfinite().all()
 
 
-@pytest.mark.parametrize("tokenize, words", [
-    (lambda texts: letters(texts)[:, :5], "reads 8 tokens"), (lambda texts: letters(texts) + 100, "does not fit"),
-    (lambda texts: letters(texts, end=1), "no end token"),
-])
+@pytest.mark.parametrize(
+    "tokenize, words",
+    [
+        (lambda texts: letters(texts)[:, :5], "reads 8 tokens"),
+        (lambda texts: letters(texts) + 100, "does not fit"),
+        (lambda texts: letters(texts, end=1), "no end token"),
+    ],
+)
 def test_tokens_that_would_be_misread(scorer, tokenize, words):
     scorer.tokenize = tokenize
     with pytest.raises(ValueError, match=words):
@@ -235,15 +316,26 @@ def test_no_frames(scorer):
 def test_clip_tokenize():
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
-    words = Tokenizer(models.WordLevel({"[PAD]": 0, "[END]": 1, "red": 2, "kite": 3}, unk_token="[PAD]"))
+
+    words = Tokenizer(
+        models.WordLevel({"[PAD]": 0, "[END]": 1, "red": 2, "kite": 3}, unk_token="[PAD]")
+    )
     words.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="[END]", pad_token="[PAD]")
-    assert clip_tokenize(tokenizer, ["red kite", "", "kite " * 9], 5).tolist() == [[2, 3, 1, 0, 0], [1, 0, 0, 0, 0], [3, 3, 3, 3, 1]]
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words, eos_token="[END]", pad_token="[PAD]"
+    )
+    assert clip_tokenize(tokenizer, ["red kite", "", "kite " * 9], 5).tolist() == [
+        [2, 3, 1, 0, 0],
+        [1, 0, 0, 0, 0],
+        [3, 3, 3, 3, 1],
+    ]
     with pytest.raises(ValueError, match="end token"):
         clip_tokenize(PreTrainedTokenizerFast(tokenizer_object=words), ["red"], 5)
 
 
-@pytest.mark.parametrize("config", [{}, {**CONFIG, "nonsense": 1}, {**CONFIG, "vision_cfg": {"nonsense": 1}}])
+@pytest.mark.parametrize(
+    "config", [{}, {**CONFIG, "nonsense": 1}, {**CONFIG, "vision_cfg": {"nonsense": 1}}]
+)
 def test_bad_config(config):
     with pytest.raises(ValueError, match="does not describe"):
         FrameTextScorer.from_config(config, letters)

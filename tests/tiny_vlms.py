@@ -1,4 +1,5 @@
 """What the tests of `backbones` share: tiny checkpoints in the real formats of five families, a clip, a short training."""
+
 import json
 from functools import cache
 from pathlib import Path
@@ -36,10 +37,17 @@ def clip():
 def clip_name():
     "A tiny architecture that open_clip knows by name."
     from open_clip import add_model_config
+
     file = Path(SCRATCH.name) / "clip-tiny-test.json"
-    file.write_text(json.dumps(dict(
-        embed_dim=16, vision_cfg=dict(image_size=32, layers=1, width=64, patch_size=16),
-        text_cfg=dict(context_length=77, vocab_size=49408, width=64, heads=1, layers=1))))
+    file.write_text(
+        json.dumps(
+            dict(
+                embed_dim=16,
+                vision_cfg=dict(image_size=32, layers=1, width=64, patch_size=16),
+                text_cfg=dict(context_length=77, vocab_size=49408, width=64, heads=1, layers=1),
+            )
+        )
+    )
     add_model_config(file)
     return file.stem
 
@@ -56,21 +64,32 @@ def loss_of(model, cells, features, text, true):
     tokens = model.encoder.tokens(reading.hidden, reading.ids, len(cells))
     out = model.sam2.decode(features, range(len(cells)), tda(tokens.seg, tokens.tak)[0])
     logits = F.interpolate(out.raw[:, None], true.shape[-2:], mode="bilinear")[:, 0]
-    return (answer_loss(model.encoder, reading) + 2 * bce_loss(logits, true.float()) + .5 * dice_loss(logits, true.float())
-            + object_loss(out.object_logit, true.flatten(1).any(1)))
+    return (
+        answer_loss(model.encoder, reading)
+        + 2 * bce_loss(logits, true.float())
+        + 0.5 * dice_loss(logits, true.float())
+        + object_loss(out.object_logit, true.flatten(1).any(1))
+    )
 
 
 def train(model, steps=25, lr=3e-4):
     "Losses of a few steps on one sentence."
     video, text, true = clip()
     with torch.no_grad():
-        cells, features = model.encoder.see(video.frames[CHOSEN]), model.sam2.encode(video.frames[CHOSEN])
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr, weight_decay=0)
+        cells, features = (
+            model.encoder.see(video.frames[CHOSEN]),
+            model.sam2.encode(video.frames[CHOSEN]),
+        )
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], lr, weight_decay=0
+    )
     losses = []
     model.train()
     for _ in range(steps):
         loss = loss_of(model, cells, features, text, torch.as_tensor(true[CHOSEN]))
-        optimizer.zero_grad(); loss.backward(); optimizer.step()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
         losses.append(loss.item())
     model.eval()
     return losses

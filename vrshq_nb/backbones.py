@@ -14,7 +14,8 @@ __all__ = ['TINY_TEXT', 'TINY_EYE', 'TINY', 'LORA', 'tiny_tokenizer', 'tiny_temp
            'language_cost', 'video_cost', 'describe_model']
 
 # %% ../nbs/30_backbones.ipynb #68900900
-import inspect, json
+import inspect
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
@@ -35,320 +36,578 @@ from torch.overrides import TorchFunctionMode
 from .mdp import TokenPredictor, sam2_from_config
 from .model import VRSHQ, check_state, find_device, find_weights, own_state, packed_state
 from .tks import FrameTextScorer, candidate_frames, scorer_from_config, scorer_pretrained
-from .tokens import IMAGE, SEG, TAK, TemporalTokens, TokenEncoder, TokenProjection, clean_expression, gather_tokens, temporal_prompt
+from vrshq_nb.tokens import (
+    IMAGE,
+    SEG,
+    TAK,
+    TemporalTokens,
+    TokenEncoder,
+    TokenProjection,
+    clean_expression,
+    gather_tokens,
+    temporal_prompt,
+)
 from .video import VRSError, atomic_path
 
 # %% ../nbs/30_backbones.ipynb #e3ca3394
 def tiny_tokenizer(
-    special: list,    # the family's marks; the first one pads, the third one ends an answer
-    **named,          # marks that its processor asks the tokenizer for by name
-):                    # a transformers tokenizer
+    special: list,  # the family's marks; the first one pads, the third one ends an answer
+    **named,  # marks that its processor asks the tokenizer for by name
+):  # a transformers tokenizer
     "Bytes, a few merges, and a family's own marks."
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
+
     words, level = Tokenizer(models.BPE()), pre_tokenizers.ByteLevel(add_prefix_space=False)
     words.pre_tokenizer, words.decoder = level, decoders.ByteLevel()
-    texts = [part for end in ("", "?") for part in temporal_prompt("the red kite at the end" + end, 12)]
-    trainer = trainers.BpeTrainer(vocab_size=480, special_tokens=special, initial_alphabet=level.alphabet(), show_progress=False)
+    texts = [
+        part for end in ("", "?") for part in temporal_prompt("the red kite at the end" + end, 12)
+    ]
+    trainer = trainers.BpeTrainer(
+        vocab_size=480,
+        special_tokens=special,
+        initial_alphabet=level.alphabet(),
+        show_progress=False,
+    )
     words.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token=special[0], eos_token=special[2], extra_special_tokens=named)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        pad_token=special[0],
+        eos_token=special[2],
+        extra_special_tokens=named,
+    )
 
 # %% ../nbs/30_backbones.ipynb #9ac35066
 def tiny_template(
-    image: str,                # what stands for an image
+    image: str,  # what stands for an image
     turn: str = "<|im_start|>{{ m.role }}\n",
     end: str = "<|im_end|>\n",
     ask: str = "<|im_start|>assistant\n",
-    first: bool = False,       # images before all words, wherever the message has them
-) -> str:                      # a Jinja template
+    first: bool = False,  # images before all words, wherever the message has them
+) -> str:  # a Jinja template
     "A family's way to write a conversation down."
-    picture, words = "{% if c.type == 'image' %}" + image + "{% endif %}", "{% if c.type == 'text' %}{{ c.text }}{% endif %}"
+    picture, words = (
+        "{% if c.type == 'image' %}" + image + "{% endif %}",
+        "{% if c.type == 'text' %}{{ c.text }}{% endif %}",
+    )
     each = "{% for c in m.content %}", "{% endfor %}"
     body = each[0] + picture + (each[1] + each[0] if first else "") + words + each[1]
-    return "{% for m in messages %}" + turn + body + end + "{% endfor %}{% if add_generation_prompt %}" + ask + "{% endif %}"
+    return (
+        "{% for m in messages %}"
+        + turn
+        + body
+        + end
+        + "{% endfor %}{% if add_generation_prompt %}"
+        + ask
+        + "{% endif %}"
+    )
 
 # %% ../nbs/30_backbones.ipynb #ce5c0fdd
-TINY_TEXT = dict(vocab_size=512, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-                 max_position_embeddings=4096, bos_token_id=0, eos_token_id=2)
+TINY_TEXT = dict(
+    vocab_size=512,
+    hidden_size=64,
+    intermediate_size=128,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=4096,
+    bos_token_id=0,
+    eos_token_id=2,
+)
 TINY_EYE = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
 
 # %% ../nbs/30_backbones.ipynb #95f3f317
-def tiny_qwen(three): # Qwen3-VL (True) or Qwen2.5-VL (False) -> config, processor
+def tiny_qwen(three):  # Qwen3-VL (True) or Qwen2.5-VL (False) -> config, processor
     "Patches of a grid as large as the frame asks for; 2×2 of them a token."
     import transformers as t
+
     name, patch = ("Qwen3VL", 16) if three else ("Qwen2_5_VL", 14)
-    words = tiny_tokenizer(["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"])
-    marks = dict(image_token_id="image_pad", video_token_id="video_pad", vision_start_token_id="vision_start", vision_end_token_id="vision_end")
-    eye = dict(depth=2, hidden_size=32, intermediate_size=64, num_heads=2, out_hidden_size=64, patch_size=patch)
-    eye |= dict(num_position_embeddings=16, deepstack_visual_indexes=[0]) if three else dict(fullatt_block_indexes=[1], window_size=56)
-    rope = dict(rope_type="default", rope_theta=1e4, mrope_section=[2, 3, 3])   # time, height, width
-    config = getattr(t, f"{name}Config")(text_config=TINY_TEXT | dict(rope_parameters=rope) | (dict(head_dim=16) if three else {}), vision_config=eye, tie_word_embeddings=three,
-                                         **{k: words.convert_tokens_to_ids(f"<|{m}|>") for k, m in marks.items()})
-    size = dict(patch_size=patch, merge_size=2, size=dict(shortest_edge=32 * 32, longest_edge=64 * 64))
+    words = tiny_tokenizer(
+        [
+            "<|endoftext|>",
+            "<|im_start|>",
+            "<|im_end|>",
+            "<|vision_start|>",
+            "<|vision_end|>",
+            "<|image_pad|>",
+            "<|video_pad|>",
+        ]
+    )
+    marks = dict(
+        image_token_id="image_pad",
+        video_token_id="video_pad",
+        vision_start_token_id="vision_start",
+        vision_end_token_id="vision_end",
+    )
+    eye = dict(
+        depth=2,
+        hidden_size=32,
+        intermediate_size=64,
+        num_heads=2,
+        out_hidden_size=64,
+        patch_size=patch,
+    )
+    eye |= (
+        dict(num_position_embeddings=16, deepstack_visual_indexes=[0])
+        if three
+        else dict(fullatt_block_indexes=[1], window_size=56)
+    )
+    rope = dict(rope_type="default", rope_theta=1e4, mrope_section=[2, 3, 3])  # time, height, width
+    config = getattr(t, f"{name}Config")(
+        text_config=TINY_TEXT | dict(rope_parameters=rope) | (dict(head_dim=16) if three else {}),
+        vision_config=eye,
+        tie_word_embeddings=three,
+        **{k: words.convert_tokens_to_ids(f"<|{m}|>") for k, m in marks.items()},
+    )
+    size = dict(
+        patch_size=patch, merge_size=2, size=dict(shortest_edge=32 * 32, longest_edge=64 * 64)
+    )
     video = (t.Qwen3VLVideoProcessor if three else t.Qwen2VLVideoProcessor)(**size)
     template = tiny_template("<|vision_start|><|image_pad|><|vision_end|>")
-    return config, getattr(t, f"{name}Processor")(t.Qwen2VLImageProcessor(**size), words, video, chat_template=template)
+    return config, getattr(t, f"{name}Processor")(
+        t.Qwen2VLImageProcessor(**size), words, video, chat_template=template
+    )
 
 # %% ../nbs/30_backbones.ipynb #e6fd1cfd
-def tiny_llava(): # -> config, processor
+def tiny_llava():  # -> config, processor
     "A SigLIP's cells, every one a token, and a token that ends the picture."
     import transformers as t
+
     words = tiny_tokenizer(["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>"])
     grid, size = [[56, 56], [56, 112], [112, 56]], dict(height=56, width=56)
     config = t.LlavaOnevisionConfig(
-        text_config=TINY_TEXT | dict(model_type="qwen2"), image_grid_pinpoints=grid,
-        vision_config=TINY_EYE | dict(model_type="siglip_vision_model", image_size=56, patch_size=14, vision_use_head=False),
-        image_token_index=words.convert_tokens_to_ids("<image>"), video_token_index=words.convert_tokens_to_ids("<video>"))
-    image, video = t.LlavaOnevisionImageProcessor(size=size, image_grid_pinpoints=grid), t.LlavaOnevisionVideoProcessor(size=size)
-    return config, t.LlavaOnevisionProcessor(image, words, video, num_image_tokens=16, vision_feature_select_strategy="full",
-                                             chat_template=tiny_template("<image>\n", first=True))
+        text_config=TINY_TEXT | dict(model_type="qwen2"),
+        image_grid_pinpoints=grid,
+        vision_config=TINY_EYE
+        | dict(
+            model_type="siglip_vision_model", image_size=56, patch_size=14, vision_use_head=False
+        ),
+        image_token_index=words.convert_tokens_to_ids("<image>"),
+        video_token_index=words.convert_tokens_to_ids("<video>"),
+    )
+    image, video = (
+        t.LlavaOnevisionImageProcessor(size=size, image_grid_pinpoints=grid),
+        t.LlavaOnevisionVideoProcessor(size=size),
+    )
+    return config, t.LlavaOnevisionProcessor(
+        image,
+        words,
+        video,
+        num_image_tokens=16,
+        vision_feature_select_strategy="full",
+        chat_template=tiny_template("<image>\n", first=True),
+    )
 
 # %% ../nbs/30_backbones.ipynb #6fd6c995
-def tiny_smol(): # -> config, processor
+def tiny_smol():  # -> config, processor
     "2×2 cells folded into a token, and marks around every picture."
     import transformers as t
     from transformers.models.smolvlm import processing_smolvlm as home
-    words = tiny_tokenizer(["<|endoftext|>", "<|im_start|>", "<end_of_utterance>", "<fake_token_around_image>", "<global-img>", "<image>", "<video>"])
-    config = t.SmolVLMConfig(text_config=TINY_TEXT | dict(model_type="llama"), vision_config=TINY_EYE | dict(image_size=64, patch_size=16),
-                             image_token_id=words.convert_tokens_to_ids("<image>"), scale_factor=2)
+
+    words = tiny_tokenizer(
+        [
+            "<|endoftext|>",
+            "<|im_start|>",
+            "<end_of_utterance>",
+            "<fake_token_around_image>",
+            "<global-img>",
+            "<image>",
+            "<video>",
+        ]
+    )
+    config = t.SmolVLMConfig(
+        text_config=TINY_TEXT | dict(model_type="llama"),
+        vision_config=TINY_EYE | dict(image_size=64, patch_size=16),
+        image_token_id=words.convert_tokens_to_ids("<image>"),
+        scale_factor=2,
+    )
     size = dict(size=dict(longest_edge=128), max_image_size=dict(longest_edge=64))
     image, video = t.SmolVLMImageProcessor(**size), t.SmolVLMVideoProcessor(**size)
-    template = tiny_template("<image>", "{{ m.role | capitalize }}: ", "<end_of_utterance>\n", "Assistant:")
-    with patch.object(home, "num2words", str): return config, t.SmolVLMProcessor(image, words, video, image_seq_len=4, chat_template=template)
+    template = tiny_template(
+        "<image>", "{{ m.role | capitalize }}: ", "<end_of_utterance>\n", "Assistant:"
+    )
+    with patch.object(home, "num2words", str):
+        return config, t.SmolVLMProcessor(
+            image, words, video, image_seq_len=4, chat_template=template
+        )
 
 # %% ../nbs/30_backbones.ipynb #4f072af4
-def tiny_intern(): # -> config, processor
+def tiny_intern():  # -> config, processor
     "A vision transformer of its own, 2×2 cells folded into a token."
     import transformers as t
-    names = dict(start_image_token="<img>", end_image_token="</img>", context_image_token="<IMG_CONTEXT>", video_token="<video>")
-    words, size = tiny_tokenizer(["<|endoftext|>", "<|im_start|>", "<|im_end|>", *names.values()], **names), dict(height=56, width=56)
-    config = t.InternVLConfig(text_config=TINY_TEXT | dict(model_type="qwen2"), vision_config=TINY_EYE | dict(image_size=[56, 56], patch_size=[14, 14]),
-                              image_token_id=words.convert_tokens_to_ids("<IMG_CONTEXT>"), image_seq_length=4, tie_word_embeddings=False)
-    return config, t.InternVLProcessor(t.GotOcr2ImageProcessor(size=size), words, t.InternVLVideoProcessor(size=size), image_seq_length=4,
-                                       chat_template=tiny_template("<IMG_CONTEXT>\n"))
+
+    names = dict(
+        start_image_token="<img>",
+        end_image_token="</img>",
+        context_image_token="<IMG_CONTEXT>",
+        video_token="<video>",
+    )
+    words, size = (
+        tiny_tokenizer(["<|endoftext|>", "<|im_start|>", "<|im_end|>", *names.values()], **names),
+        dict(height=56, width=56),
+    )
+    config = t.InternVLConfig(
+        text_config=TINY_TEXT | dict(model_type="qwen2"),
+        vision_config=TINY_EYE | dict(image_size=[56, 56], patch_size=[14, 14]),
+        image_token_id=words.convert_tokens_to_ids("<IMG_CONTEXT>"),
+        image_seq_length=4,
+        tie_word_embeddings=False,
+    )
+    return config, t.InternVLProcessor(
+        t.GotOcr2ImageProcessor(size=size),
+        words,
+        t.InternVLVideoProcessor(size=size),
+        image_seq_length=4,
+        chat_template=tiny_template("<IMG_CONTEXT>\n"),
+    )
 
 # %% ../nbs/30_backbones.ipynb #0b04b818
-TINY = {"qwen2_5_vl": lambda: tiny_qwen(False), "qwen3_vl": lambda: tiny_qwen(True), "llava_onevision": tiny_llava, "smolvlm": tiny_smol, "internvl": tiny_intern}
+TINY = {
+    "qwen2_5_vl": lambda: tiny_qwen(False),
+    "qwen3_vl": lambda: tiny_qwen(True),
+    "llava_onevision": tiny_llava,
+    "smolvlm": tiny_smol,
+    "internvl": tiny_intern,
+}
 
 # %% ../nbs/30_backbones.ipynb #09bf6d91
 def tiny_vlm(
-    family: str,    # a key of `TINY`
-    folder,         # is made
+    family: str,  # a key of `TINY`
+    folder,  # is made
     seed: int = 0,  # of the random weights
-) -> Path:          # the folder: a checkpoint that transformers reads as one of that family's
+) -> Path:  # the folder: a checkpoint that transformers reads as one of that family's
     "A checkpoint of 0.2 M random weights in a family's real format. `VRSError` for a family that is not known."
     from transformers import AutoModelForImageTextToText
-    if family not in TINY: raise VRSError(f"no tiny model of family {family!r}: choose one of {', '.join(TINY)}")
+
+    if family not in TINY:
+        raise VRSError(f"no tiny model of family {family!r}: choose one of {', '.join(TINY)}")
     config, processor = TINY[family]()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         vlm = AutoModelForImageTextToText.from_config(config)
-    vlm.save_pretrained(folder); processor.save_pretrained(folder)
+    vlm.save_pretrained(folder)
+    processor.save_pretrained(folder)
     return Path(folder)
 
 # %% ../nbs/30_backbones.ipynb #c4be903a
 def load_processor(
-    name,   # folder or hub id
-):          # the family's processor
+    name,  # folder or hub id
+):  # the family's processor
     "What turns pictures and words into inputs: `AutoProcessor`, of which only the image half is used."
     from transformers import AutoProcessor
-    try: return AutoProcessor.from_pretrained(name)
-    except ImportError as e:   # SmolVLM's wants a package that only videos need
-        if "num2words" not in str(e): raise
+
+    try:
+        return AutoProcessor.from_pretrained(name)
+    except ImportError as e:  # SmolVLM's wants a package that only videos need
+        if "num2words" not in str(e):
+            raise
         from transformers.models.smolvlm import processing_smolvlm as home
-        with patch.object(home, "num2words", str): return AutoProcessor.from_pretrained(name)
+
+        with patch.object(home, "num2words", str):
+            return AutoProcessor.from_pretrained(name)
 
 # %% ../nbs/30_backbones.ipynb #b796422e
 def quantization(
     bits: int | None,  # 8, 4 (NF4), or None for none
-):                     # a transformers config, or None
+):  # a transformers config, or None
     "Fewer bits for the language model's matrices. `VRSError` without the package `bitsandbytes`, or for other numbers."
-    if bits is None: return None
-    if bits not in (4, 8): raise VRSError(f"bits must be 4, 8 or None, not {bits!r}")
-    if find_spec("bitsandbytes") is None: raise VRSError(f"{bits} bit weights need the package bitsandbytes: pip install bitsandbytes, or leave bits out")
+    if bits is None:
+        return None
+    if bits not in (4, 8):
+        raise VRSError(f"bits must be 4, 8 or None, not {bits!r}")
+    if find_spec("bitsandbytes") is None:
+        raise VRSError(
+            f"{bits} bit weights need the package bitsandbytes: pip install bitsandbytes, or leave bits out"
+        )
     from transformers import BitsAndBytesConfig
+
     eyes = ["visual", "vision_tower", "vision_model", "multi_modal_projector", "connector"]
-    keep = ["lm_head", *eyes, *(f"model.{name}" for name in eyes)]       # names are compared from their start
-    return BitsAndBytesConfig(load_in_8bit=bits == 8, load_in_4bit=bits == 4, bnb_4bit_quant_type="nf4",
-                              bnb_4bit_compute_dtype=torch.bfloat16, llm_int8_skip_modules=keep)
+    keep = [
+        "lm_head",
+        *eyes,
+        *(f"model.{name}" for name in eyes),
+    ]  # names are compared from their start
+    return BitsAndBytesConfig(
+        load_in_8bit=bits == 8,
+        load_in_4bit=bits == 4,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=torch.bfloat16,
+        llm_int8_skip_modules=keep,
+    )
 
 # %% ../nbs/30_backbones.ipynb #c1b9c44a
-def why(error): # any -> str, one line that is not endless
+def why(error):  # any -> str, one line that is not endless
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 # %% ../nbs/30_backbones.ipynb #fda19cfd
 def load_vlm(
-    name,                              # folder or hub id of a transformers vision–language model
+    name,  # folder or hub id of a transformers vision–language model
     device="cpu",
     dtype: torch.dtype | None = None,  # None: bfloat16 on CUDA, else float32
-    bits: int | None = None,           # see `quantization`
-    blank: bool = False,               # the architecture alone, with random weights
-) -> tuple:                            # the model, its processor
+    bits: int | None = None,  # see `quantization`
+    blank: bool = False,  # the architecture alone, with random weights
+) -> tuple:  # the model, its processor
     "Any `AutoModelForImageTextToText` with its processor. `VRSError` where it cannot be read, or where a weight is missing."
     from transformers import AutoConfig, AutoModelForImageTextToText as Auto
+
     device, few = find_device(device), None if blank else quantization(bits)
-    if str(name).startswith(("/", ".", "~")) and not Path(name).expanduser().is_dir(): raise VRSError(f"there is no folder {str(name)!r}: give a vision–language model's folder or hub id")
+    if str(name).startswith(("/", ".", "~")) and not Path(name).expanduser().is_dir():
+        raise VRSError(
+            f"there is no folder {str(name)!r}: give a vision–language model's folder or hub id"
+        )
     dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
     how = dict(quantization_config=few, device_map={"": device}) if few else {}
     try:
         processor = load_processor(name)
-        if blank: return Auto.from_config(AutoConfig.from_pretrained(name), dtype=dtype).eval(), processor
+        if blank:
+            return Auto.from_config(AutoConfig.from_pretrained(name), dtype=dtype).eval(), processor
         vlm, seen = Auto.from_pretrained(name, dtype=dtype, output_loading_info=True, **how)
-    except Exception as e: raise VRSError(f"cannot load {str(name)!r} as a vision–language model ({why(e)}): give a folder or a hub id; offline, one that is in the cache") from e
-    if lost := sorted(map(str, seen["missing_keys"])): raise VRSError(f"{len(lost)} weights of {str(name)!r} are missing ({', '.join(lost[:3])}, …): fetch it again")
+    except Exception as e:
+        raise VRSError(
+            f"cannot load {str(name)!r} as a vision–language model ({why(e)}): give a folder or a hub id; offline, one that is in the cache"
+        ) from e
+    if lost := sorted(map(str, seen["missing_keys"])):
+        raise VRSError(
+            f"{len(lost)} weights of {str(name)!r} are missing ({', '.join(lost[:3])}, …): fetch it again"
+        )
     return (vlm if few else vlm.to(device)).eval(), processor
 
 # %% ../nbs/30_backbones.ipynb #786fa298
 class TokenRows(nn.Module):
     "The two new rows of the vocabulary as weights of their own (2, d): what `[SEG]` and `[TAK]` read as, and how they are scored."
-    def __init__(self,
+
+    def __init__(
+        self,
         vlm: nn.Module,  # gets two hooks
-        ids: list,       # of the two tokens
+        ids: list,  # of the two tokens
     ):
         super().__init__()
         table, head = vlm.get_input_embeddings(), vlm.get_output_embeddings()
         self.register_buffer("ids", torch.tensor(ids, device=table.weight.device), persistent=False)
         self.read = self.start(table.weight)
-        if head.weight is not table.weight: self.score = self.start(head.weight)
+        if head.weight is not table.weight:
+            self.score = self.start(head.weight)
         table.register_forward_hook(self.replace_rows)
         head.register_forward_hook(self.replace_scores)
+
     def start(self, weight):
-        noise = torch.randn(2, weight.shape[1], generator=torch.Generator().manual_seed(0), device="cpu").to(weight.device)
+        noise = torch.randn(
+            2, weight.shape[1], generator=torch.Generator().manual_seed(0), device="cpu"
+        ).to(weight.device)
         return nn.Parameter(weight.detach().float().mean(0) + noise * weight.detach().float().std())
-    def replace_rows(self, module, args, out):   # out (…, d)
-        for i, row in zip(self.ids, self.read): out = torch.where((args[0] == i)[..., None], row.to(out), out)
+
+    def replace_rows(self, module, args, out):  # out (…, d)
+        for i, row in zip(self.ids, self.read):
+            out = torch.where((args[0] == i)[..., None], row.to(out), out)
         return out
-    def replace_scores(self, module, args, out): # out (…, V)
+
+    def replace_scores(self, module, args, out):  # out (…, V)
         rows = getattr(self, "score", self.read)
         return out.index_copy(-1, self.ids, (args[0] @ rows.T.to(args[0])).to(out))
 
 # %% ../nbs/30_backbones.ipynb #c7c1dc90
-def called(function, given, **more): # -> what it returns; a `VRSError` for arguments that it does not know
-    try: inspect.signature(function).bind(**(given | more))
-    except TypeError as e: raise VRSError(f"bad arguments for {function.__name__}: {e}") from e
+def called(
+    function, given, **more
+):  # -> what it returns; a `VRSError` for arguments that it does not know
+    try:
+        inspect.signature(function).bind(**(given | more))
+    except TypeError as e:
+        raise VRSError(f"bad arguments for {function.__name__}: {e}") from e
     return function(**(given | more))
 
 # %% ../nbs/30_backbones.ipynb #2bf978e7
-LORA = dict(r=8, alpha=16, dropout=.05)   # VRS-HQ, section 4.1
+LORA = dict(r=8, alpha=16, dropout=0.05)  # VRS-HQ, section 4.1
 
 # %% ../nbs/30_backbones.ipynb #f37aeb20
 def attach_lora(
     language_model: nn.Module,  # in place
-    r: int = 8,                 # rank
-    alpha: int = 16,            # the update counts alpha / r
-    dropout: float = .05,
+    r: int = 8,  # rank
+    alpha: int = 16,  # the update counts alpha / r
+    dropout: float = 0.05,
     targets: tuple = ("q_proj", "v_proj"),
 ):
     "LoRA on some projections of a language model, through `peft`. `VRSError` without that package, or where nothing has those names."
-    if find_spec("peft") is None: raise VRSError("LoRA needs the package peft: pip install peft, or say lora=None")
+    if find_spec("peft") is None:
+        raise VRSError("LoRA needs the package peft: pip install peft, or say lora=None")
     from peft import LoraConfig, inject_adapter_in_model
-    try: inject_adapter_in_model(LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets)), language_model)
-    except ValueError as e: raise VRSError(f"LoRA cannot be attached ({why(e)})") from e
+
+    try:
+        inject_adapter_in_model(
+            LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets)),
+            language_model,
+        )
+    except ValueError as e:
+        raise VRSError(f"LoRA cannot be attached ({why(e)})") from e
 
 # %% ../nbs/30_backbones.ipynb #adbfe64d
 def shrink(
-    frames,        # uint8 [n, H, W, 3]
-    side: int,     # pixels
-) -> Tensor:       # uint8 (n, 3, h, w), the longer side at most `side`
+    frames,  # uint8 [n, H, W, 3]
+    side: int,  # pixels
+) -> Tensor:  # uint8 (n, 3, h, w), the longer side at most `side`
     "Frames no larger than the language model is meant to see. `VRSError` for no frames, and for anything but bytes."
-    x = frames if isinstance(frames, Tensor) else torch.from_numpy(np.require(frames, requirements=["C", "W"]))
-    if x.ndim != 4 or x.shape[-1] != 3 or x.dtype != torch.uint8: raise VRSError(f"frames must be uint8 [n, H, W, 3], not {x.dtype} {list(x.shape)}")
-    if not len(x): raise VRSError("there are no frames to look at")
+    x = (
+        frames
+        if isinstance(frames, Tensor)
+        else torch.from_numpy(np.require(frames, requirements=["C", "W"]))
+    )
+    if x.ndim != 4 or x.shape[-1] != 3 or x.dtype != torch.uint8:
+        raise VRSError(f"frames must be uint8 [n, H, W, 3], not {x.dtype} {list(x.shape)}")
+    if not len(x):
+        raise VRSError("there are no frames to look at")
     scale, x = side / max(x.shape[1:3]), x.permute(0, 3, 1, 2)
-    if scale >= 1: return x
-    return F.interpolate(x, [max(1, round(s * scale)) for s in x.shape[2:]], mode="bilinear", antialias=True, align_corners=False)
+    if scale >= 1:
+        return x
+    return F.interpolate(
+        x,
+        [max(1, round(s * scale)) for s in x.shape[2:]],
+        mode="bilinear",
+        antialias=True,
+        align_corners=False,
+    )
 
 # %% ../nbs/30_backbones.ipynb #df1dcd56
 class VLMParts(nn.Module):
     "A vision–language model with room for two more tokens, LoRA, and the projection to SAM 2's prompts."
-    def __init__(self,
-        vlm: nn.Module,            # from `load_vlm`
-        processor,                 # its own
-        prompt_width: int = 256,   # D, of SAM 2's prompts
-        side: int = 448,           # frames are shown with a longer side of at most so many pixels
+
+    def __init__(
+        self,
+        vlm: nn.Module,  # from `load_vlm`
+        processor,  # its own
+        prompt_width: int = 256,  # D, of SAM 2's prompts
+        side: int = 448,  # frames are shown with a longer side of at most so many pixels
         lora: dict | None = LORA,  # arguments of `attach_lora`; None: no LoRA
-        answer: str = "given",     # "given": the paper's one pass; "generated": the model writes its tokens
+        answer: str = "given",  # "given": the paper's one pass; "generated": the model writes its tokens
     ):
         super().__init__()
-        if answer not in ("given", "generated"): raise VRSError(f"answer must be 'given' or 'generated', not {answer!r}")
-        if side < 32: raise VRSError(f"side must be at least 32 pixels, not {side!r}")
-        self.vlm, self.processor, self.tokenizer, self.side, self.answer = vlm, processor, processor.tokenizer, side, answer
+        if answer not in ("given", "generated"):
+            raise VRSError(f"answer must be 'given' or 'generated', not {answer!r}")
+        if side < 32:
+            raise VRSError(f"side must be at least 32 pixels, not {side!r}")
+        self.vlm, self.processor, self.tokenizer, self.side, self.answer = (
+            vlm,
+            processor,
+            processor.tokenizer,
+            side,
+            answer,
+        )
         self.knows = inspect.signature(vlm.base_model.forward).parameters
-        if "mm_encoder_outputs" not in self.knows: raise VRSError(f"{type(vlm).__name__} takes no features of frames seen before: use transformers 5.18 or newer, or another family")
+        if "mm_encoder_outputs" not in self.knows:
+            raise VRSError(
+                f"{type(vlm).__name__} takes no features of frames seen before: use transformers 5.18 or newer, or another family"
+            )
         self.tokenizer.add_tokens([SEG, TAK], special_tokens=True)
-        if len(self.tokenizer) > len(vlm.get_input_embeddings().weight): vlm.resize_token_embeddings(len(self.tokenizer), mean_resizing=False)
-        if lora: called(attach_lora, lora, language_model=vlm.get_decoder())
-        self.seg_id, self.tak_id, self.image_id = self.tokenizer.convert_tokens_to_ids([SEG, TAK, processor.image_token])
+        if len(self.tokenizer) > len(vlm.get_input_embeddings().weight):
+            vlm.resize_token_embeddings(len(self.tokenizer), mean_resizing=False)
+        if lora:
+            called(attach_lora, lora, language_model=vlm.get_decoder())
+        self.seg_id, self.tak_id, self.image_id = self.tokenizer.convert_tokens_to_ids(
+            [SEG, TAK, processor.image_token]
+        )
         self.rows = TokenRows(vlm, [self.seg_id, self.tak_id])
-        self.width = vlm.config.get_text_config().hidden_size   # d
+        self.width = vlm.config.get_text_config().hidden_size  # d
         self.project = TokenProjection(self.width, prompt_width).to(vlm.device)
-        self.tiling = {k: False for k in ("crop_to_patches", "do_image_splitting") if hasattr(processor.image_processor, k)}
+        self.tiling = {
+            k: False
+            for k in ("crop_to_patches", "do_image_splitting")
+            if hasattr(processor.image_processor, k)
+        }
 
 # %% ../nbs/30_backbones.ipynb #8a2a35bd
 class FeatureReader(VLMParts):
     "... that runs image processor and vision tower"
+
     def pixels(self, x):  # uint8 (n, 3, h, w)
         "The family's own image processor, one picture a frame."
-        try: return self.processor.image_processor(images=[list(x)], return_tensors="pt", **self.tiling).to(self.vlm.device)
-        except ValueError as e: raise VRSError(f"frames of {x.shape[3]}×{x.shape[2]} pixels are refused by the model's image processor ({why(e)})") from e
+        try:
+            return self.processor.image_processor(
+                images=[list(x)], return_tensors="pt", **self.tiling
+            ).to(self.vlm.device)
+        except ValueError as e:
+            raise VRSError(
+                f"frames of {x.shape[3]}×{x.shape[2]} pixels are refused by the model's image processor ({why(e)})"
+            ) from e
 
     def tower(self, inputs):
         "Vision tower and connector: what `transformers` calls image features."
         look = self.vlm.base_model.get_image_features
-        return look(**{k: v for k, v in inputs.items() if k in inspect.signature(look).parameters}, return_dict=True)
+        return look(
+            **{k: v for k, v in inputs.items() if k in inspect.signature(look).parameters},
+            return_dict=True,
+        )
 
     @cached_property
     def listed(self) -> bool:
         "Whether the family hands features over as a list, one a picture."
-        with torch.no_grad(): return isinstance(self.tower(self.pixels(torch.zeros(2, 3, 64, 64, dtype=torch.uint8))).pooler_output, (list, tuple))
+        with torch.no_grad():
+            return isinstance(
+                self.tower(self.pixels(torch.zeros(2, 3, 64, 64, dtype=torch.uint8))).pooler_output,
+                (list, tuple),
+            )
 
 # %% ../nbs/30_backbones.ipynb #05d96a05
 class FrameSeer(FeatureReader):
     "... that looks at frames"
-    def features(self,
-        x: Tensor,    # uint8 (n, 3, h, w)
-    ) -> Tensor:      # (n, levels, rows, columns, d)
+
+    def features(
+        self,
+        x: Tensor,  # uint8 (n, 3, h, w)
+    ) -> Tensor:  # (n, levels, rows, columns, d)
         "A batch of frames as the language model will read them."
         n, alone = len(x), len(x) == 1 and hasattr(self.vlm.config, "image_grid_pinpoints")
-        inputs = self.pixels(torch.cat([x, x]) if alone else x)   # LLaVA would cut a lone picture into tiles
+        inputs = self.pixels(
+            torch.cat([x, x]) if alone else x
+        )  # LLaVA would cut a lone picture into tiles
         out = self.tower(inputs)
         levels = [out.pooler_output, *(getattr(out, "deepstack_features", None) or [])]
-        whole = [torch.cat(list(x)) if isinstance(x, (list, tuple)) else x.flatten(0, -2) for x in levels]
+        whole = [
+            torch.cat(list(x)) if isinstance(x, (list, tuple)) else x.flatten(0, -2) for x in levels
+        ]
         grid = inputs.get("image_grid_thw")
         rows = 1 if grid is None else int(grid[0, 1]) // self.processor.image_processor.merge_size
         return torch.stack([x.reshape(n + alone, rows, -1, self.width)[:n] for x in whole], 1)
 
-    def see(self,
-        frames,               # uint8 [n, H, W, 3]
+    def see(
+        self,
+        frames,  # uint8 [n, H, W, 3]
         batch_size: int = 8,  # so many at a time
-    ) -> Tensor:              # cells (n, levels, rows, columns, d): rows × columns visual tokens a frame
+    ) -> Tensor:  # cells (n, levels, rows, columns, d): rows × columns visual tokens a frame
         "Each frame once through image processor, vision tower and connector. `VRSError` for what are no frames."
-        return torch.cat([self.features(part) for part in shrink(frames, self.side).split(batch_size)])
+        return torch.cat(
+            [self.features(part) for part in shrink(frames, self.side).split(batch_size)]
+        )
 
 # %% ../nbs/30_backbones.ipynb #2ba7dba0
 def conversation(
-    text: str,      # the expression
+    text: str,  # the expression
     n_frames: int,  # T'
-) -> tuple:         # what the user says, as a chat template wants it; what the model answers
+) -> tuple:  # what the user says, as a chat template wants it; what the model answers
     "The paper's question and answer, without a Vicuna's system text: the family's own template comes around it."
     question, answer = temporal_prompt(text, n_frames)
     pieces = question.split("USER: ", 1)[1].removesuffix(" ASSISTANT:").split(IMAGE)
     said = [dict(type="text", text=pieces[0])]
-    for piece in pieces[1:]: said += [dict(type="image"), dict(type="text", text=piece)]
+    for piece in pieces[1:]:
+        said += [dict(type="image"), dict(type="text", text=piece)]
     return said, answer.strip().removesuffix("</s>")
 
 # %% ../nbs/30_backbones.ipynb #0759f517
 class MarkReader(FrameSeer):
     "... that knows how a frame is written"
-    def marks(self,
+
+    def marks(
+        self,
         height: int = 64,  # of a frame, in pixels
         width: int = 64,
-    ) -> tuple:            # ids before a frame's tokens, how many they are, ids after them
+    ) -> tuple:  # ids before a frame's tokens, how many they are, ids after them
         "What the family's processor writes for a frame, asked with two black ones."
         black = shrink(torch.zeros(2, height, width, 3, dtype=torch.uint8, device="cpu"), self.side)
-        ids = self.processor(text=[self.processor.image_token * 2], images=[list(black)], add_special_tokens=False, **self.tiling)["input_ids"][0]
+        ids = self.processor(
+            text=[self.processor.image_token * 2],
+            images=[list(black)],
+            add_special_tokens=False,
+            **self.tiling,
+        )["input_ids"][0]
         at = [i for i, x in enumerate(ids) if x == self.image_id]
-        return ids[:at[0]], len(at) // 2, ids[at[-1] + 1:]
+        return ids[: at[0]], len(at) // 2, ids[at[-1] + 1 :]
 
     @cached_property
     def around(self) -> tuple:
@@ -359,170 +618,258 @@ class MarkReader(FrameSeer):
 # %% ../nbs/30_backbones.ipynb #84912609
 class PromptWriter(MarkReader):
     "... that writes a conversation down"
-    def prompt(self,
-        text: str,       # the expression
-        n_frames: int,   # T'
-        n_visual: int,   # visual tokens a frame
-    ) -> tuple:          # ids (P,) up to the answer, ids (A,) of the answer and its end
+
+    def prompt(
+        self,
+        text: str,  # the expression
+        n_frames: int,  # T'
+        n_visual: int,  # visual tokens a frame
+    ) -> tuple:  # ids (P,) up to the answer, ids (A,) of the answer and its end
         "Question and answer in the family's own template. `VRSError` for a sentence that holds one of its marks, and for a template without images."
         text, image = clean_expression(text), self.processor.image_token
-        if bad := [m for m in (*self.tokenizer.all_special_tokens, IMAGE, image) if m.lower() in text]: raise VRSError(f"the sentence holds {bad[0]!r}, a mark of the language model: leave it out")
+        if bad := [
+            m for m in (*self.tokenizer.all_special_tokens, IMAGE, image) if m.lower() in text
+        ]:
+            raise VRSError(
+                f"the sentence holds {bad[0]!r}, a mark of the language model: leave it out"
+            )
         said, answer = conversation(text, n_frames)
-        try: whole = self.processor.apply_chat_template([dict(role="user", content=said)], add_generation_prompt=True, tokenize=False)
-        except Exception as e: raise VRSError(f"the model's chat template cannot be used ({why(e)}): take an instruction-tuned model") from e
-        if whole.count(image) != n_frames: raise VRSError(f"the model's chat template wrote {whole.count(image)} images for {n_frames} frames: take a model that reads several images")
+        try:
+            whole = self.processor.apply_chat_template(
+                [dict(role="user", content=said)], add_generation_prompt=True, tokenize=False
+            )
+        except Exception as e:
+            raise VRSError(
+                f"the model's chat template cannot be used ({why(e)}): take an instruction-tuned model"
+            ) from e
+        if whole.count(image) != n_frames:
+            raise VRSError(
+                f"the model's chat template wrote {whole.count(image)} images for {n_frames} frames: take a model that reads several images"
+            )
         whole = whole.replace(image, self.around[0] + image * n_visual + self.around[1])
         reply = ("" if whole[-1:].isspace() else " ") + answer + self.tokenizer.eos_token
-        return tuple(torch.tensor(self.tokenizer(x, add_special_tokens=False)["input_ids"], device=self.vlm.device) for x in (whole, reply))
+        return tuple(
+            torch.tensor(
+                self.tokenizer(x, add_special_tokens=False)["input_ids"], device=self.vlm.device
+            )
+            for x in (whole, reply)
+        )
 
 # %% ../nbs/30_backbones.ipynb #8127506f
 @dataclass
 class Reading:
     "A conversation as the language model read it."
-    ids: Tensor     # (L,), token ids
+
+    ids: Tensor  # (L,), token ids
     hidden: Tensor  # (L, d), last layer's states
     visual: Tensor  # bool (L,), where the frames' tokens stand
-    start: int      # position of the answer's first id
+    start: int  # position of the answer's first id
 
 # %% ../nbs/30_backbones.ipynb #f7e11eed
 class CellHander(PromptWriter):
     "... that runs the language model over frames seen before"
+
     def handed(self, cells, ids):  # (n, levels, rows, columns, d), (L,)
         "Cells and positions under the names that the family's `forward` knows."
         pooled, *deep = cells.flatten(2, 3).unbind(1)
-        kept = SimpleNamespace(pooler_output=tuple(pooled) if self.listed else pooled, deepstack_features=[tuple(x) for x in deep])
+        kept = SimpleNamespace(
+            pooler_output=tuple(pooled) if self.listed else pooled,
+            deepstack_features=[tuple(x) for x in deep],
+        )
         given = dict(mm_encoder_outputs={"image": kept})
-        if "mm_token_type_ids" in self.knows: given["mm_token_type_ids"] = (ids == self.image_id).int()[None]
+        if "mm_token_type_ids" in self.knows:
+            given["mm_token_type_ids"] = (ids == self.image_id).int()[None]
         if "image_grid_thw" in self.knows:
             merge = self.processor.image_processor.merge_size
-            given["image_grid_thw"] = torch.tensor([[1, cells.shape[2] * merge, cells.shape[3] * merge]] * len(cells), device=ids.device)
+            given["image_grid_thw"] = torch.tensor(
+                [[1, cells.shape[2] * merge, cells.shape[3] * merge]] * len(cells),
+                device=ids.device,
+            )
         return given
 
     def run(self, ids, cells, **more):
         "One pass over a conversation; `VRSError` for one that is too long."
-        most = getattr(self.vlm.config.get_text_config(), "max_position_embeddings", None) or len(ids)
-        if len(ids) > most: raise VRSError(f"{len(cells)} frames make {len(ids)} tokens, the language model reads {most}: choose a smaller k or side")
+        most = getattr(self.vlm.config.get_text_config(), "max_position_embeddings", None) or len(
+            ids
+        )
+        if len(ids) > most:
+            raise VRSError(
+                f"{len(cells)} frames make {len(ids)} tokens, the language model reads {most}: choose a smaller k or side"
+            )
         return self.vlm.base_model(input_ids=ids[None], **self.handed(cells, ids), **more)
 
 # %% ../nbs/30_backbones.ipynb #07638592
 class VLMReader(CellHander):
     "... that reads question and answer"
-    def read(self,
+
+    def read(
+        self,
         cells: Tensor,  # (T', levels, rows, columns, d), from `see`
-        text: str,      # the expression
+        text: str,  # the expression
     ) -> Reading:
         "The question with its answer given, in one pass (teacher forcing; VRS-HQ, section 3.1)."
         asked, answer = self.prompt(text, len(cells), cells[0, 0, ..., 0].numel())
         ids = torch.cat([asked, answer])
-        return Reading(ids, self.run(ids, cells, use_cache=False).last_hidden_state[0], ids == self.image_id, len(asked))
+        return Reading(
+            ids,
+            self.run(ids, cells, use_cache=False).last_hidden_state[0],
+            ids == self.image_id,
+            len(asked),
+        )
 
 # %% ../nbs/30_backbones.ipynb #4038de5e
 class TokenReader(VLMReader):
     "... that gathers the tokens"
-    def tokens(self,
-        hidden: Tensor,        # (L, d)
-        ids: Tensor,           # (L,)
-        n: int,                # T'
-        frames=None,           # the frames' numbers; None: from 0 on
+
+    def tokens(
+        self,
+        hidden: Tensor,  # (L, d)
+        ids: Tensor,  # (L,)
+        n: int,  # T'
+        frames=None,  # the frames' numbers; None: from 0 on
     ) -> TemporalTokens:
         "States to prompts of SAM 2; `ValueError` where the number of `[SEG]`s or `[TAK]`s is wrong."
         seg, tak = gather_tokens(hidden, ids, self.seg_id, self.tak_id)
         frames = list(range(n)) if frames is None else list(frames)
-        if not len(seg) == n == len(frames): raise ValueError(f"{len(seg)} [SEG]s and {len(frames)} frame numbers for {n} frames")
+        if not len(seg) == n == len(frames):
+            raise ValueError(f"{len(seg)} [SEG]s and {len(frames)} frame numbers for {n} frames")
         place = self.project[0].weight
         return TemporalTokens(self.project(seg.to(place)), self.project(tak.to(place)), frames)
 
 # %% ../nbs/30_backbones.ipynb #7a2cfc1c
 class VLMWriter(TokenReader):
     "... that can write the answer itself"
+
     def _greedy(self, out, most):
         "From a pass over the question: states (P + n - 1, d) and the n ids written, always the likeliest."
         head, states, ids = self.vlm.get_output_embeddings(), [], []
         for _ in range(most):
             states.append(out.last_hidden_state[0])
             ids.append(head(states[-1][-1:]).argmax(-1))
-            if ids[-1] == self.tokenizer.eos_token_id: break
-            out = self.vlm.base_model(input_ids=ids[-1][None], past_key_values=out.past_key_values, use_cache=True)
+            if ids[-1] == self.tokenizer.eos_token_id:
+                break
+            out = self.vlm.base_model(
+                input_ids=ids[-1][None], past_key_values=out.past_key_values, use_cache=True
+            )
         return torch.cat(states), torch.cat(ids)
 
     @torch.no_grad()
-    def write(self,
-        cells: Tensor,            # (T', levels, rows, columns, d)
-        text: str,                # the expression
-        frames=None,              # the frames' numbers
+    def write(
+        self,
+        cells: Tensor,  # (T', levels, rows, columns, d)
+        text: str,  # the expression
+        frames=None,  # the frames' numbers
         most: int | None = None,  # ids to write; None: a quarter more than the given answer has
-    ) -> tuple:                   # (`TemporalTokens`, what the model wrote)
+    ) -> tuple:  # (`TemporalTokens`, what the model wrote)
         "The model writes the answer. `VRSError` where it loses count of its tokens."
         asked, answer = self.prompt(text, len(cells), cells[0, 0, ..., 0].numel())
-        states, ids = self._greedy(self.run(asked, cells, use_cache=True), most or len(answer) * 5 // 4)
+        states, ids = self._greedy(
+            self.run(asked, cells, use_cache=True), most or len(answer) * 5 // 4
+        )
         wrote = self.tokenizer.decode(ids).removesuffix(self.tokenizer.eos_token).strip()
-        try: return self.tokens(states, torch.cat([asked, ids[:-1]]), len(cells), frames), wrote
-        except ValueError as e: raise VRSError(f"the model wrote {wrote[:80]!r}, from which no tokens can be taken ({e}): train it, or say answer='given'") from e
+        try:
+            return self.tokens(states, torch.cat([asked, ids[:-1]]), len(cells), frames), wrote
+        except ValueError as e:
+            raise VRSError(
+                f"the model wrote {wrote[:80]!r}, from which no tokens can be taken ({e}): train it, or say answer='given'"
+            ) from e
 
 # %% ../nbs/30_backbones.ipynb #d95b7afb
 class VLMEncoder(VLMWriter):
     "Any transformers vision–language model in the place of `TokenEncoder`: `see` frames, then call with a sentence."
-    def forward(self,
+
+    def forward(
+        self,
         cells: Tensor,  # (T', levels, rows, columns, d), from `see`
-        text: str,      # the expression
-        frames=None,    # the frames' numbers, to be noted in the result
-    ) -> tuple:         # (`TemporalTokens`, the answer)
+        text: str,  # the expression
+        frames=None,  # the frames' numbers, to be noted in the result
+    ) -> tuple:  # (`TemporalTokens`, the answer)
         "One `[SEG]` (1, D) a frame and one `[TAK]`, from the answer given or (`answer=\"generated\"`) written. `VRSError` for what `prompt` and `write` refuse."
-        if self.answer == "generated": return self.write(cells, text, frames)
+        if self.answer == "generated":
+            return self.write(cells, text, frames)
         r = self.read(cells, text)
-        return self.tokens(r.hidden, r.ids, len(cells), frames), self.tokenizer.decode(r.ids[r.start:-1]).strip()
+        return self.tokens(r.hidden, r.ids, len(cells), frames), self.tokenizer.decode(
+            r.ids[r.start : -1]
+        ).strip()
 
 # %% ../nbs/30_backbones.ipynb #ddc5d5ae
 def answer_loss(
     encoder: VLMEncoder,
-    reading: Reading,     # from `encoder.read`
+    reading: Reading,  # from `encoder.read`
 ) -> Tensor:
     "Cross-entropy of the answer's words, each predicted one position before it (the text part of VRS-HQ's loss, section 3.4)."
-    scores = encoder.vlm.get_output_embeddings()(reading.hidden[reading.start - 1:-1])
-    return F.cross_entropy(scores.float(), reading.ids[reading.start:])
+    scores = encoder.vlm.get_output_embeddings()(reading.hidden[reading.start - 1 : -1])
+    return F.cross_entropy(scores.float(), reading.ids[reading.start :])
 
 # %% ../nbs/30_backbones.ipynb #4f3ab76f
-def sam2_table() -> dict: # short name -> (hub id, yaml file, checkpoint's name)
+def sam2_table() -> dict:  # short name -> (hub id, yaml file, checkpoint's name)
     "The published sizes, from the `sam2` package's own table: 'sam2.1-hiera-large' and so on."
     from sam2.build_sam import HF_MODEL_ID_TO_FILENAMES as table
+
     return {i.split("/")[1]: (i, *names) for i, names in table.items()}
 
 # %% ../nbs/30_backbones.ipynb #6126540f
 def sam2_name(
-    text,     # 'large', 'sam2.1-hiera-large', 'facebook/sam2-hiera-large', or a file's name such as 'sam2.1_hiera_large.pt'
-) -> str:     # a key of `sam2_table`
+    text,  # 'large', 'sam2.1-hiera-large', 'facebook/sam2-hiera-large', or a file's name such as 'sam2.1_hiera_large.pt'
+) -> str:  # a key of `sam2_table`
     "Which published size is meant; a size alone means SAM 2.1. `VRSError` lists what there is."
     name, known = Path(str(text)).name.removesuffix(".pt").replace("_", "-"), sam2_table()
     for name in (name, f"sam2.1-hiera-{name}"):
-        if name in known: return name
-    raise VRSError(f"unknown SAM 2 {str(text)!r}: give one of {', '.join(known)}, or with a file its size")
+        if name in known:
+            return name
+    raise VRSError(
+        f"unknown SAM 2 {str(text)!r}: give one of {', '.join(known)}, or with a file its size"
+    )
 
 # %% ../nbs/30_backbones.ipynb #732479d0
-def flat(settings): # dict -> dict, without the parts that are objects of their own
+def flat(settings):  # dict -> dict, without the parts that are objects of their own
     return {k: v for k, v in settings.items() if not isinstance(v, dict) and k != "_target_"}
 
 # %% ../nbs/30_backbones.ipynb #2f0a7145
 def sam2_settings(
     name: str = "sam2.1-hiera-large",  # as for `sam2_name`
-    image_size: int | None = None,     # pixels; None: the published 1024
-) -> dict:                             # for `mdp.sam2_from_config`
+    image_size: int | None = None,  # pixels; None: the published 1024
+) -> dict:  # for `mdp.sam2_from_config`
     "A published size's own yaml, read from the `sam2` package and put into `mdp`'s words."
     from omegaconf import OmegaConf
-    y = OmegaConf.to_container(OmegaConf.load(str(files("sam2") / sam2_table()[sam2_name(name)][1])))["model"]
+
+    y = OmegaConf.to_container(
+        OmegaConf.load(str(files("sam2") / sam2_table()[sam2_name(name)][1]))
+    )["model"]
     eye, look, layer = y["image_encoder"], y["memory_attention"], y["memory_attention"]["layer"]
     ours = {"image_size", "num_maskmem", "compile_image_encoder"}
     flags = {k: v for k, v in flat(y).items() if k not in ours and "multimask" not in k}
-    gaps = {k: p.default for k, p in inspect.signature(Hiera).parameters.items() if k in ("stages", "global_att_blocks", "window_pos_embed_bkg_spatial_size")}
+    gaps = {
+        k: p.default
+        for k, p in inspect.signature(Hiera).parameters.items()
+        if k in ("stages", "global_att_blocks", "window_pos_embed_bkg_spatial_size")
+    }
     neck = flat(eye["neck"]) | dict(scalp=eye["scalp"])
-    attention = dict(num_layers=look["num_layers"], dim_feedforward=layer["dim_feedforward"], dropout=layer["dropout"], num_heads=layer["self_attention"]["num_heads"])
-    return dict(image_size=image_size or y["image_size"], num_maskmem=y["num_maskmem"], d_model=neck.pop("d_model"), mem_dim=y["memory_encoder"]["out_dim"],
-                trunk=gaps | flat(eye["trunk"]), neck=neck, memory_attention=attention, flags=flags)
+    attention = dict(
+        num_layers=look["num_layers"],
+        dim_feedforward=layer["dim_feedforward"],
+        dropout=layer["dropout"],
+        num_heads=layer["self_attention"]["num_heads"],
+    )
+    return dict(
+        image_size=image_size or y["image_size"],
+        num_maskmem=y["num_maskmem"],
+        d_model=neck.pop("d_model"),
+        mem_dim=y["memory_encoder"]["out_dim"],
+        trunk=gaps | flat(eye["trunk"]),
+        neck=neck,
+        memory_attention=attention,
+        flags=flags,
+    )
 
 # %% ../nbs/30_backbones.ipynb #71447180
 class CountOnly(TorchFunctionMode):
     "Inside `with torch.device(\"meta\"), CountOnly():` modules get shapes and no memory, also those that read a `linspace` while they are built."
+
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        return function(*args, **((kwargs or {}) | (dict(device="cpu") if function is torch.linspace else {})))
+        return function(
+            *args, **((kwargs or {}) | (dict(device="cpu") if function is torch.linspace else {}))
+        )
 
 # %% ../nbs/30_backbones.ipynb #255cbf59
 def sam2_file(
@@ -530,190 +877,301 @@ def sam2_file(
 ) -> Path:
     "A published checkpoint, from the hub or its cache; `VRSError` where that fails."
     from huggingface_hub import hf_hub_download
+
     hub, _, file = sam2_table()[name]
-    try: return Path(hf_hub_download(hub, file))
-    except Exception as e: raise VRSError(f"{file} could not be fetched from the hub ({type(e).__name__}): check the connection, or give the path of the file") from e
+    try:
+        return Path(hf_hub_download(hub, file))
+    except Exception as e:
+        raise VRSError(
+            f"{file} could not be fetched from the hub ({type(e).__name__}): check the connection, or give the path of the file"
+        ) from e
 
 # %% ../nbs/30_backbones.ipynb #9bd50618
 def read_checkpoint(
-    file,      # .pt as SAM 2 publishes it: {"model": {name: tensor}}
-) -> dict:     # name -> tensor
+    file,  # .pt as SAM 2 publishes it: {"model": {name: tensor}}
+) -> dict:  # name -> tensor
     "An official checkpoint, read without running code that it might hold. `VRSError` for any other file."
-    if not Path(file).is_file(): raise VRSError(f"there is no file {str(file)!r}: give a SAM 2 checkpoint (.pt) or the name of a size")
-    try: return dict(torch.load(file, map_location="cpu", weights_only=True)["model"])
-    except Exception as e: raise VRSError(f"{Path(file).name} is no SAM 2 checkpoint ({why(e)}): a file with a state dict under 'model' is wanted") from e
+    if not Path(file).is_file():
+        raise VRSError(
+            f"there is no file {str(file)!r}: give a SAM 2 checkpoint (.pt) or the name of a size"
+        )
+    try:
+        return dict(torch.load(file, map_location="cpu", weights_only=True)["model"])
+    except Exception as e:
+        raise VRSError(
+            f"{Path(file).name} is no SAM 2 checkpoint ({why(e)}): a file with a state dict under 'model' is wanted"
+        ) from e
 
 # %% ../nbs/30_backbones.ipynb #3cb9f478
 def sam2_pretrained(
-    size_or_file="large",            # as for `sam2_name`, or the path of a .pt file
-    size: str | None = None,         # the size of a file whose name does not tell it
-    image_size: int | None = None,   # pixels, a multiple of 32; None: the published 1024
-    weights: bool = True,            # False: random ones
-) -> TokenPredictor:                 # on the CPU, in evaluation mode
+    size_or_file="large",  # as for `sam2_name`, or the path of a .pt file
+    size: str | None = None,  # the size of a file whose name does not tell it
+    image_size: int | None = None,  # pixels, a multiple of 32; None: the published 1024
+    weights: bool = True,  # False: random ones
+) -> TokenPredictor:  # on the CPU, in evaluation mode
     "SAM 2 or 2.1 in a published size. `VRSError` names missing, extra and misshapen weights, an unknown size, a file that is none."
     name, file = sam2_name(size or size_or_file), Path(str(size_or_file)).expanduser()
     state = read_checkpoint(file if file.suffix == ".pt" else sam2_file(name)) if weights else None
-    try: model = sam2_from_config(sam2_settings(name, image_size))
-    except ValueError as e: raise VRSError(str(e)) from e
-    if state is None: return model
+    try:
+        model = sam2_from_config(sam2_settings(name, image_size))
+    except ValueError as e:
+        raise VRSError(str(e)) from e
+    if state is None:
+        return model
     check_state(own_state(model), state, file.name)
     model.load_state_dict(state)
     return model
 
 # %% ../nbs/30_backbones.ipynb #54de8ac4
 def nano_part(
-    part: str,    # 'sam2' or 'clip'
+    part: str,  # 'sam2' or 'clip'
     blank: bool,  # with random weights
-):                # a module
+):  # a module
     "A part of the embedded model, so that a published one can be tried beside it."
-    if not blank: return getattr(VRSHQ.from_pretrained("nano"), part)
+    if not blank:
+        return getattr(VRSHQ.from_pretrained("nano"), part)
     from transformers import PreTrainedTokenizerFast
+
     folder = find_weights("nano")
-    return getattr(VRSHQ(json.loads((folder / "config.json").read_text()), PreTrainedTokenizerFast.from_pretrained(folder)), part)
+    return getattr(
+        VRSHQ(
+            json.loads((folder / "config.json").read_text()),
+            PreTrainedTokenizerFast.from_pretrained(folder),
+        ),
+        part,
+    )
 
 # %% ../nbs/30_backbones.ipynb #d9990f66
-def blank_clip(name, weights, fit): # as for `clip_pretrained` -> `FrameTextScorer` with random weights
+def blank_clip(
+    name, weights, fit
+):  # as for `clip_pretrained` -> `FrameTextScorer` with random weights
     from open_clip import get_model_config, get_pretrained_cfg, get_tokenizer
+
     config, known = get_model_config(name), get_pretrained_cfg(name, weights) if weights else {}
-    if config is None: return scorer_pretrained(name, None, fit)   # "hf-hub:…" and "local-dir:…"
-    return scorer_from_config(config, get_tokenizer(name), fit=fit, **{k: known[k] for k in ("mean", "std") if known.get(k)})
+    if config is None:
+        return scorer_pretrained(name, None, fit)  # "hf-hub:…" and "local-dir:…"
+    return scorer_from_config(
+        config,
+        get_tokenizer(name),
+        fit=fit,
+        **{k: known[k] for k in ("mean", "std") if known.get(k)},
+    )
 
 # %% ../nbs/30_backbones.ipynb #c55b9349
 def clip_pretrained(
     name: str = "ViT-L-14-336-quickgelu",  # as for `scorer_pretrained`, or 'nano'
-    weights: str | None = "openai",        # as for `scorer_pretrained`
-    fit: str = "crop",                     # see `fit_frames`
-    blank: bool = False,                   # with random weights
+    weights: str | None = "openai",  # as for `scorer_pretrained`
+    fit: str = "crop",  # see `fit_frames`
+    blank: bool = False,  # with random weights
 ) -> FrameTextScorer:
     "An OpenCLIP model, or nano's own. `VRSError` where it cannot be loaded."
-    if name == "nano": return nano_part("clip", blank)
-    try: return blank_clip(name, weights, fit) if blank else scorer_pretrained(name, weights, fit)
-    except Exception as e: raise VRSError(f"cannot load the CLIP model {name!r} ({why(e)}): open_clip.list_pretrained() says which there are") from e
+    if name == "nano":
+        return nano_part("clip", blank)
+    try:
+        return blank_clip(name, weights, fit) if blank else scorer_pretrained(name, weights, fit)
+    except Exception as e:
+        raise VRSError(
+            f"cannot load the CLIP model {name!r} ({why(e)}): open_clip.list_pretrained() says which there are"
+        ) from e
 
 # %% ../nbs/30_backbones.ipynb #3988ccc1
-def address(name): # str or path -> str, whole where it is a file or folder here
+def address(name):  # str or path -> str, whole where it is a file or folder here
     path = Path(name).expanduser()
     return str(path.resolve()) if path.exists() else str(name)
 
 # %% ../nbs/30_backbones.ipynb #d59e1548
 def backbone_config(
-    llm,                            # folder or hub id
-    sam2="large",                   # as for `sam2_pretrained`, 'nano', or a dict of its arguments
+    llm,  # folder or hub id
+    sam2="large",  # as for `sam2_pretrained`, 'nano', or a dict of its arguments
     clip="ViT-L-14-336-quickgelu",  # as for `clip_pretrained`, 'nano', or a dict of its arguments
-    dtype: str | None = None,       # of the language model, such as 'bfloat16'; None: that on CUDA, else float32
-    bits: int | None = None,        # see `quantization`
-    side: int = 448,                # see `VLMParts`
-    lora: dict | None = LORA,       # see `attach_lora`
-    answer: str = "given",          # see `VLMParts`
-) -> dict:                          # what config.json will hold
+    dtype: str
+    | None = None,  # of the language model, such as 'bfloat16'; None: that on CUDA, else float32
+    bits: int | None = None,  # see `quantization`
+    side: int = 448,  # see `VLMParts`
+    lora: dict | None = LORA,  # see `attach_lora`
+    answer: str = "given",  # see `VLMParts`
+) -> dict:  # what config.json will hold
     "Names and choices, nothing loaded. `VRSError` for a dtype that torch does not know."
-    if dtype is not None and not isinstance(getattr(torch, str(dtype), None), torch.dtype): raise VRSError(f"unknown dtype {dtype!r}: give its name, such as 'bfloat16'")
+    if dtype is not None and not isinstance(getattr(torch, str(dtype), None), torch.dtype):
+        raise VRSError(f"unknown dtype {dtype!r}: give its name, such as 'bfloat16'")
     sam2 = dict(sam2) if isinstance(sam2, dict) else dict(size_or_file=sam2)
     clip = dict(clip) if isinstance(clip, dict) else dict(name=str(clip))
-    for part, key in ((sam2, "size_or_file"), (clip, "weights")):            # a file is to be found from everywhere
-        if isinstance(part.get(key), (str, Path)): part[key] = address(part[key])
-    return dict(kind="backbones", whole=False, sam2=sam2, clip=clip, llm=dict(name=address(llm), dtype=dtype, bits=bits, side=side, lora=lora, answer=answer))
+    for part, key in (
+        (sam2, "size_or_file"),
+        (clip, "weights"),
+    ):  # a file is to be found from everywhere
+        if isinstance(part.get(key), (str, Path)):
+            part[key] = address(part[key])
+    return dict(
+        kind="backbones",
+        whole=False,
+        sam2=sam2,
+        clip=clip,
+        llm=dict(name=address(llm), dtype=dtype, bits=bits, side=side, lora=lora, answer=answer),
+    )
 
 # %% ../nbs/30_backbones.ipynb #3b5cbac9
 def build_sam2(
-    spec: dict,   # of `backbone_config`
+    spec: dict,  # of `backbone_config`
     blank: bool,  # with random weights
 ) -> TokenPredictor:
     "SAM 2 as a config asks for it."
-    if spec.get("size_or_file") == "nano": return nano_part("sam2", blank)
+    if spec.get("size_or_file") == "nano":
+        return nano_part("sam2", blank)
     return called(sam2_pretrained, spec | dict(weights=False) if blank else spec)
 
 # %% ../nbs/30_backbones.ipynb #2f6cff4b
 def build_parts(
-    config: dict,                # from `backbone_config`
+    config: dict,  # from `backbone_config`
     device="cpu",
     folder: Path | None = None,  # of a saved model: the language model's files are under llm/
-    blank: bool = False,         # random weights, to be filled
-) -> tuple:                      # `VLMEncoder`, `TokenPredictor`, `FrameTextScorer`
+    blank: bool = False,  # random weights, to be filled
+) -> tuple:  # `VLMEncoder`, `TokenPredictor`, `FrameTextScorer`
     "The three parts. `VRSError` for one that cannot be had, and for arguments that it does not know."
     llm, home = config["llm"], folder / "llm" if folder else None
-    vlm, processor = load_vlm(home if blank and home else llm["name"], device, getattr(torch, llm["dtype"] or "", None), llm["bits"], blank)
+    vlm, processor = load_vlm(
+        home if blank and home else llm["name"],
+        device,
+        getattr(torch, llm["dtype"] or "", None),
+        llm["bits"],
+        blank,
+    )
     if home:
-        try: processor = load_processor(home)
-        except (OSError, ValueError, KeyError, TypeError) as e: raise VRSError(f"the processor in {home.parent.name}/llm cannot be read ({why(e)}): save the model again") from e
-    sam2, clip = build_sam2(config["sam2"], blank), called(clip_pretrained, config["clip"], blank=blank)
-    return VLMEncoder(vlm, processor, sam2.hidden_dim, llm["side"], llm["lora"], llm["answer"]), sam2, clip
+        try:
+            processor = load_processor(home)
+        except (OSError, ValueError, KeyError, TypeError) as e:
+            raise VRSError(
+                f"the processor in {home.parent.name}/llm cannot be read ({why(e)}): save the model again"
+            ) from e
+    sam2, clip = (
+        build_sam2(config["sam2"], blank),
+        called(clip_pretrained, config["clip"], blank=blank),
+    )
+    return (
+        VLMEncoder(vlm, processor, sam2.hidden_dim, llm["side"], llm["lora"], llm["answer"]),
+        sam2,
+        clip,
+    )
 
 # %% ../nbs/30_backbones.ipynb #8f71ea8b
 def is_trained(
     name: str,  # of a parameter of a `BackboneModel`
 ) -> bool:
     "What VRS-HQ trains (section 4.1): LoRA, the projection, the two new rows, SAM 2's mask decoder."
-    return ".lora_" in name or name.startswith(("encoder.project.", "encoder.rows.", "sam2.sam_mask_decoder."))
+    return ".lora_" in name or name.startswith(
+        ("encoder.project.", "encoder.rows.", "sam2.sam_mask_decoder.")
+    )
 
 # %% ../nbs/30_backbones.ipynb #5a4e64dc
 def kept_state(
     model: nn.Module,
-    whole: bool,       # all of it, not only what is trained
-) -> dict:             # name -> tensor
+    whole: bool,  # all of it, not only what is trained
+) -> dict:  # name -> tensor
     "The weights that a saved model holds."
     return {k: v for k, v in own_state(model).items() if whole or is_trained(k)}
 
 # %% ../nbs/30_backbones.ipynb #2375db07
-def read_saved(
-    folder: Path,
-) -> tuple:       # config, state
+def read_saved(folder: Path) -> tuple:  # config, state
     "What `BackboneModel.save_pretrained` wrote; a `VRSError` for another kind of model, and for files that cannot be read."
-    try: config, state = json.loads((folder / "config.json").read_text()), load_file(folder / "model.safetensors")
-    except Exception as e: raise VRSError(f"the model in {folder.name!r} cannot be read ({why(e)}): write it again with save_pretrained") from e
-    if config.get("kind") != "backbones": raise VRSError(f"{folder.name!r} is not made of published backbones: load it with VRSHQ.from_pretrained")
+    try:
+        config, state = (
+            json.loads((folder / "config.json").read_text()),
+            load_file(folder / "model.safetensors"),
+        )
+    except Exception as e:
+        raise VRSError(
+            f"the model in {folder.name!r} cannot be read ({why(e)}): write it again with save_pretrained"
+        ) from e
+    if config.get("kind") != "backbones":
+        raise VRSError(
+            f"{folder.name!r} is not made of published backbones: load it with VRSHQ.from_pretrained"
+        )
     return config, state
 
 # %% ../nbs/30_backbones.ipynb #653b9f25
-def moved(config, llm=None, sam2=None, clip=None): # -> the config, with new addresses of its published parts
-    new = backbone_config(llm or config["llm"]["name"], sam2 or config["sam2"], clip or config["clip"])
-    return config | dict(llm=config["llm"] | dict(name=new["llm"]["name"]), sam2=new["sam2"], clip=new["clip"])
+def moved(
+    config, llm=None, sam2=None, clip=None
+):  # -> the config, with new addresses of its published parts
+    new = backbone_config(
+        llm or config["llm"]["name"], sam2 or config["sam2"], clip or config["clip"]
+    )
+    return config | dict(
+        llm=config["llm"] | dict(name=new["llm"]["name"]), sam2=new["sam2"], clip=new["clip"]
+    )
 
 # %% ../nbs/30_backbones.ipynb #5eff6efe
-def count(module) -> int: return sum(p.numel() for p in module.parameters())
+def count(module) -> int:
+    return sum(p.numel() for p in module.parameters())
 
 # %% ../nbs/30_backbones.ipynb #64ecda4e
 class SavableModel(VRSHQ):
     "A `VRSHQ` around published parts, that can be saved"
-    def __init__(self,
-        config: dict,         # from `backbone_config`
+
+    def __init__(
+        self,
+        config: dict,  # from `backbone_config`
         encoder: VLMEncoder,
         sam2: TokenPredictor,
         clip: FrameTextScorer,
     ):
         nn.Module.__init__(self)
-        self.config, self.tokenizer, self.encoder, self.sam2, self.clip = config, encoder.tokenizer, encoder, sam2, clip
-        for name, p in self.named_parameters(): p.requires_grad_(is_trained(name))
+        self.config, self.tokenizer, self.encoder, self.sam2, self.clip = (
+            config,
+            encoder.tokenizer,
+            encoder,
+            sam2,
+            clip,
+        )
+        for name, p in self.named_parameters():
+            p.requires_grad_(is_trained(name))
         self.eval()
 
-    def save_pretrained(self,
-        folder,                            # is made; an older model there is replaced
+    def save_pretrained(
+        self,
+        folder,  # is made; an older model there is replaced
         dtype: torch.dtype | None = None,  # of the floats; None: as they are
-        whole: bool | None = None,         # everything, not only what is trained; None: if that is at most 50 M weights
+        whole: bool
+        | None = None,  # everything, not only what is trained; None: if that is at most 50 M weights
     ) -> Path:
         "Writes config.json, model.safetensors and llm/ (processor, tokenizer, config), aside first. `VRSError` where that fails."
         folder, few = Path(folder).expanduser(), self.config["llm"]["bits"]
-        if whole is None: whole = not few and count(self) <= 50e6
-        made_up = [p for p, key, random in (("sam2", "weights", False), ("clip", "weights", None)) if self.config[p].get(key, "published") is random]
-        if whole is False and made_up: raise VRSError(f"the random weights of {' and '.join(made_up)} are nowhere else: save with whole=True")
-        if whole and few: raise VRSError(f"a language model in {few} bits cannot be written as a whole: save with whole=False")
+        if whole is None:
+            whole = not few and count(self) <= 50e6
+        made_up = [
+            p
+            for p, key, random in (("sam2", "weights", False), ("clip", "weights", None))
+            if self.config[p].get(key, "published") is random
+        ]
+        if whole is False and made_up:
+            raise VRSError(
+                f"the random weights of {' and '.join(made_up)} are nowhere else: save with whole=True"
+            )
+        if whole and few:
+            raise VRSError(
+                f"a language model in {few} bits cannot be written as a whole: save with whole=False"
+            )
         kept = kept_state(self, whole)
         state = packed_state(SimpleNamespace(state_dict=lambda: kept), dtype)
         with atomic_path(folder) as aside:
             aside.mkdir()
             save_file(state, aside / "model.safetensors", metadata={"format": "pt"})
-            (aside / "config.json").write_text(json.dumps(self.config | dict(whole=whole), indent=1))
-            for part in (self.encoder.vlm.config, self.encoder.processor): part.save_pretrained(aside / "llm")
+            (aside / "config.json").write_text(
+                json.dumps(self.config | dict(whole=whole), indent=1)
+            )
+            for part in (self.encoder.vlm.config, self.encoder.processor):
+                part.save_pretrained(aside / "llm")
         return folder
 
 # %% ../nbs/30_backbones.ipynb #1477710c
 class BackboneModel(SavableModel):
     "VRS-HQ around published models; `segment`, `encode` and all the rest are `VRSHQ`'s."
+
     @classmethod
-    def from_pretrained(cls,
-        name,          # a folder that `save_pretrained` wrote, or a hub id
+    def from_pretrained(
+        cls,
+        name,  # a folder that `save_pretrained` wrote, or a hub id
         device="cpu",  # 'cpu', 'cuda', 'mps' or 'auto'
-        **parts,       # llm=, sam2=, clip=: where the published parts are now, if not where they were
+        **parts,  # llm=, sam2=, clip=: where the published parts are now, if not where they were
     ) -> "BackboneModel":
         "Loads the published parts and puts the trained weights in; every key is accounted for, or a `VRSError` says which is not."
         device, folder = find_device(device), find_weights(name)
@@ -726,104 +1184,171 @@ class BackboneModel(SavableModel):
 
 # %% ../nbs/30_backbones.ipynb #5a813320
 def from_backbones(
-    llm,                            # a transformers vision–language model: folder or hub id
-    sam2="large",                   # as for `sam2_pretrained`, 'nano', or a dict of its arguments
+    llm,  # a transformers vision–language model: folder or hub id
+    sam2="large",  # as for `sam2_pretrained`, 'nano', or a dict of its arguments
     clip="ViT-L-14-336-quickgelu",  # as for `clip_pretrained`, 'nano', or a dict of its arguments
-    device="cpu",                   # 'cpu', 'cuda', 'mps' or 'auto'
-    **options,                      # dtype, bits, side, lora, answer: see `backbone_config`
+    device="cpu",  # 'cpu', 'cuda', 'mps' or 'auto'
+    **options,  # dtype, bits, side, lora, answer: see `backbone_config`
 ) -> BackboneModel:
     "VRS-HQ with published parts. Projection, LoRA and the two tokens are new: train them before you believe a mask. `VRSError` where a part cannot be had."
-    config, device = called(backbone_config, options, llm=llm, sam2=sam2, clip=clip), find_device(device)
+    config, device = (
+        called(backbone_config, options, llm=llm, sam2=sam2, clip=clip),
+        find_device(device),
+    )
     return BackboneModel(config, *build_parts(config, device)).to(device)
 
 # %% ../nbs/30_backbones.ipynb #013b849b
-def read_saved_config(
-    folder: Path,
-) -> dict:
+def read_saved_config(folder: Path) -> dict:
     "config.json of a model. A `VRSError` where it is broken, or says nothing that is known."
-    try: config = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError) as e: raise VRSError(f"config.json in {folder.name!r} cannot be read ({type(e).__name__}): write the model again with save_pretrained") from e
-    known = isinstance(config, dict) and (config.get("kind") == "chatunivi" or "mm_hidden_size" in config or {"encoder", "sam2", "clip"} <= config.keys() or
-                                          config.get("kind") == "backbones" and {"llm", "sam2", "clip", "whole"} <= config.keys())
-    if not known: raise VRSError(f"config.json in {folder.name!r} is not of a model of this package: for a language model alone use VRSHQ.from_backbones")
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError) as e:
+        raise VRSError(
+            f"config.json in {folder.name!r} cannot be read ({type(e).__name__}): write the model again with save_pretrained"
+        ) from e
+    known = isinstance(config, dict) and (
+        config.get("kind") == "chatunivi"
+        or "mm_hidden_size" in config
+        or {"encoder", "sam2", "clip"} <= config.keys()
+        or config.get("kind") == "backbones"
+        and {"llm", "sam2", "clip", "whole"} <= config.keys()
+    )
+    if not known:
+        raise VRSError(
+            f"config.json in {folder.name!r} is not of a model of this package: for a language model alone use VRSHQ.from_backbones"
+        )
     return config
 
 # %% ../nbs/30_backbones.ipynb #6a8498c3
 def skeleton(
-    name,          # 'nano', a folder, a hub id, or a dict of `from_backbones`' arguments
-) -> nn.Module:    # a model, without weights if they are large
+    name,  # 'nano', a folder, a hub id, or a dict of `from_backbones`' arguments
+) -> nn.Module:  # a model, without weights if they are large
     "A model's shapes. Of published parts only the small files are read. `VRSError` for an unknown one."
     folder = None if isinstance(name, dict) else find_weights(name)
     config = read_saved_config(folder) if folder else called(backbone_config, name)
     if "mm_hidden_size" in config or config.get("kind") == "chatunivi":
         from vrshq_nb.chatunivi import shapes_of
+
         return shapes_of(folder)
-    if config.get("kind") != "backbones": return VRSHQ.from_pretrained(name)
-    with torch.device("meta"), CountOnly(): return BackboneModel(config, *build_parts(config, folder=folder, blank=True))
+    if config.get("kind") != "backbones":
+        return VRSHQ.from_pretrained(name)
+    with torch.device("meta"), CountOnly():
+        return BackboneModel(config, *build_parts(config, folder=folder, blank=True))
 
 # %% ../nbs/30_backbones.ipynb #52b59f6c
 def parts_of(
     model: VRSHQ,
-) -> dict:         # part -> number of parameters; together they are all of the model's
+) -> dict:  # part -> number of parameters; together they are all of the model's
     "Parameters of each part, small or published."
     e = model.encoder
     if isinstance(e, VLMEncoder):
-        lora, words = sum(p.numel() for n, p in e.named_parameters() if ".lora_" in n), count(e.vlm.get_decoder())
-        parts = {"language model": words - lora, "vision tower and connector": count(e.vlm.base_model) - words, "output head": count(e.vlm) - count(e.vlm.base_model),
-                 "LoRA": lora, "new tokens": count(e.rows), "projection": count(e.project)}
-    elif isinstance(e, TokenEncoder): parts = {"language model": count(e.llm), "vision tower and connector": count(e.eye) + count(e.connector), "projection": count(e.project)}
-    else: parts = {name: count(part) for name, part in e.named_children()}
-    return {k: v for k, v in (parts | {"SAM 2": count(model.sam2), "CLIP": count(model.clip)}).items() if v}
+        lora, words = (
+            sum(p.numel() for n, p in e.named_parameters() if ".lora_" in n),
+            count(e.vlm.get_decoder()),
+        )
+        parts = {
+            "language model": words - lora,
+            "vision tower and connector": count(e.vlm.base_model) - words,
+            "output head": count(e.vlm) - count(e.vlm.base_model),
+            "LoRA": lora,
+            "new tokens": count(e.rows),
+            "projection": count(e.project),
+        }
+    elif isinstance(e, TokenEncoder):
+        parts = {
+            "language model": count(e.llm),
+            "vision tower and connector": count(e.eye) + count(e.connector),
+            "projection": count(e.project),
+        }
+    else:
+        parts = {name: count(part) for name, part in e.named_children()}
+    return {
+        k: v
+        for k, v in (parts | {"SAM 2": count(model.sam2), "CLIP": count(model.clip)}).items()
+        if v
+    }
 
 # %% ../nbs/30_backbones.ipynb #21fe3f1a
-def memory_of(
-    model: VRSHQ,
-) -> dict:         # dtype -> bytes of weights
+def memory_of(model: VRSHQ) -> dict:  # dtype -> bytes of weights
     "What the weights need; int8 and int4 (NF4 with its scales, 4.5 bits) are the language model's matrices, the rest then is bf16."
     e, total = model.encoder, count(model)
     words = e.vlm.get_decoder() if isinstance(e, VLMEncoder) else getattr(e, "llm", e)
-    few = sum(m.weight.numel() for n, m in words.named_modules() if isinstance(m, nn.Linear) and "lora_" not in n)
-    return dict(fp32=4 * total, bf16=2 * total, int8=2 * (total - few) + few, int4=2 * (total - few) + few * 9 // 16)
+    few = sum(
+        m.weight.numel()
+        for n, m in words.named_modules()
+        if isinstance(m, nn.Linear) and "lora_" not in n
+    )
+    return dict(
+        fp32=4 * total,
+        bf16=2 * total,
+        int8=2 * (total - few) + few,
+        int4=2 * (total - few) + few * 9 // 16,
+    )
 
 # %% ../nbs/30_backbones.ipynb #cf573674
 def language_cost(
     encoder,
     text: str,
     n_frames: int,  # T'
-    height: int,    # of a frame, in pixels
+    height: int,  # of a frame, in pixels
     width: int,
-) -> tuple:         # visual tokens a frame, tokens in all; None for an encoder that does not tell
+) -> tuple:  # visual tokens a frame, tokens in all; None for an encoder that does not tell
     "What the language model has to read for one sentence."
     if isinstance(encoder, VLMEncoder):
         visual = encoder.marks(height, width)[1]
         return visual, sum(map(len, encoder.prompt(text, n_frames, visual)))
-    if not isinstance(encoder, TokenEncoder): return encoder.cost(text, n_frames) if hasattr(encoder, "cost") else (None, None)
-    visual = (encoder.config["cells"] // 2)**2
+    if not isinstance(encoder, TokenEncoder):
+        return encoder.cost(text, n_frames) if hasattr(encoder, "cost") else (None, None)
+    visual = (encoder.config["cells"] // 2) ** 2
     return visual, n_frames * (visual + 1) + encoder.sentence_ids([text], n_frames).shape[1]
 
 # %% ../nbs/30_backbones.ipynb #a25e17d0
 def video_cost(
     model: VRSHQ,
-    n_frames: int = 32,   # T
-    height: int = 480,    # of the video, in pixels
+    n_frames: int = 32,  # T
+    height: int = 480,  # of the video, in pixels
     width: int = 854,
     text: str = "the bird still flying at the end",
 ) -> dict:
     "What one sentence about a video costs: tokens for the language model, bytes (float32) of SAM 2's features."
-    e, seen, side, d = model.encoder, len(candidate_frames(n_frames, 0)), model.sam2.image_size, model.sam2.hidden_dim
+    e, seen, side, d = (
+        model.encoder,
+        len(candidate_frames(n_frames, 0)),
+        model.sam2.image_size,
+        model.sam2.hidden_dim,
+    )
     visual, length = language_cost(e, text, seen, height, width)
-    cells = sum(d // shallow * (side // stride)**2 for shallow, stride in ((8, 4), (4, 8), (1, 16)))
-    return dict(frames=n_frames, candidates=seen, visual_tokens_per_frame=visual, visual_tokens=visual and seen * visual, sequence=length,
-                sam2_bytes_per_frame=4 * cells, sam2_bytes=4 * cells * n_frames)
+    cells = sum(
+        d // shallow * (side // stride) ** 2 for shallow, stride in ((8, 4), (4, 8), (1, 16))
+    )
+    return dict(
+        frames=n_frames,
+        candidates=seen,
+        visual_tokens_per_frame=visual,
+        visual_tokens=visual and seen * visual,
+        sequence=length,
+        sam2_bytes_per_frame=4 * cells,
+        sam2_bytes=4 * cells * n_frames,
+    )
 
 # %% ../nbs/30_backbones.ipynb #d263918f
 def describe_model(
-    model="nano",         # a model, or what `skeleton` takes
-    n_frames: int = 32,   # of a video
-    height: int = 480,    # of it, in pixels
+    model="nano",  # a model, or what `skeleton` takes
+    n_frames: int = 32,  # of a video
+    height: int = 480,  # of it, in pixels
     width: int = 854,
-) -> dict:                # ready for json
+) -> dict:  # ready for json
     "Parameters of every part, bytes of weights by dtype, and what a video costs. Nothing large is loaded. `VRSError` for an unknown model."
     model = model if isinstance(model, nn.Module) else skeleton(model)
-    trained = sum(p.numel() for n, p in model.named_parameters() if is_trained(n)) if isinstance(model, BackboneModel) else count(model)
-    return dict(parts=parts_of(model), parameters=count(model), trained=trained, bytes=memory_of(model), video=video_cost(model, n_frames, height, width))
+    trained = (
+        sum(p.numel() for n, p in model.named_parameters() if is_trained(n))
+        if isinstance(model, BackboneModel)
+        else count(model)
+    )
+    return dict(
+        parts=parts_of(model),
+        parameters=count(model),
+        trained=trained,
+        bytes=memory_of(model),
+        video=video_cost(model, n_frames, height, width),
+    )

@@ -21,23 +21,25 @@ from .video import Video
 
 # %% ../nbs/40_bench.ipynb #8322fa7c
 def sample_video(
-    folder,              # where the mp4 is written
+    folder,  # where the mp4 is written
     frames: int = 16,
-    size: int = 256,     # pixels
+    size: int = 256,  # pixels
     sentences: int = 1,  # 1 to 16
-) -> tuple:              # path of the mp4, sentences
+) -> tuple:  # path of the mp4, sentences
     "A clip of MiniVRS with sentences about it, for a benchmark; sentences are repeated where the clip gives fewer."
     clip = make_clip("val", 4242, 0, size, frames, 16)
     texts = [e.text for e in clip.expressions if e.targets]
-    return clip.save(Path(folder) / f"bench_{frames}.mp4"), [texts[i % len(texts)] for i in range(sentences)]
+    return clip.save(Path(folder) / f"bench_{frames}.mp4"), [
+        texts[i % len(texts)] for i in range(sentences)
+    ]
 
 # %% ../nbs/40_bench.ipynb #85949f61
 def stage_seconds(
     model: VRSHQ,
-    path,             # of a video
-    texts: list,      # sentences
+    path,  # of a video
+    texts: list,  # sentences
     repeat: int = 5,
-) -> dict:            # stage -> median seconds; "all": the whole call, from the file to the masks
+) -> dict:  # stage -> median seconds; "all": the whole call, from the file to the masks
     "Where the time of `segment` goes. With several sentences the stages that come with each are added up."
     runs = []
     for _ in range(repeat + 1):
@@ -47,14 +49,15 @@ def stage_seconds(
         stages = dict(results[0].timings)
         for r in results[1:]:
             for k, v in r.timings.items():
-                if k not in ("read", "SAM 2 encoder", "CLIP"): stages[k] += v   # these three are shared
+                if k not in ("read", "SAM 2 encoder", "CLIP"):
+                    stages[k] += v  # these three are shared
         runs.append(stages | {"all": whole})
     return {k: float(np.median([r[k] for r in runs[1:]])) for k in runs[0]}
 
 # %% ../nbs/40_bench.ipynb #b9400d58
 def shares(
     seconds: dict,  # of `stage_seconds`
-) -> str:           # a table
+) -> str:  # a table
     "Milliseconds and share of every stage, and of what no stage counts."
     named = {k: v for k, v in seconds.items() if k != "all"}
     rows = [*named.items(), ("rest", seconds["all"] - sum(named.values())), ("all", seconds["all"])]
@@ -62,17 +65,20 @@ def shares(
 
 # %% ../nbs/40_bench.ipynb #1bbc4b5f
 def encode_again(
-    model: VRSHQ,
-    video: Video,
-    text: str,
-) -> np.ndarray:   # bool (T, H, W): the same masks as `segment(video, text, gate=False)`
+    model: VRSHQ, video: Video, text: str
+) -> np.ndarray:  # bool (T, H, W): the same masks as `segment(video, text, gate=False)`
     "The flow of the reference implementation: frames are encoded whenever they are needed."
     frames = video.frames(range(len(video)))
     logits = model.clip.logits(model.clip.encode_frames(frames), [text])[0]
     candidates = candidate_frames(len(video), anchor_frame(logits))
     tokens, _ = model.encoder(model.encoder.see(frames[candidates]), text, candidates)
     fused, weights = tda(tokens.seg, tokens.tak)
-    occlusion = torch.cat([model.sam2.decode(model.sam2.encode(frames[[t]]), 0, fused).object_logit for t in candidates])
+    occlusion = torch.cat(
+        [
+            model.sam2.decode(model.sam2.encode(frames[[t]]), 0, fused).object_logit
+            for t in candidates
+        ]
+    )
     lows = [model.sam2.decode(model.sam2.encode(frames[[t]]), 0, fused).logits for t in candidates]
     keyframe, _ = select_keyframe(candidates, occlusion, weights, logits.softmax(0)[candidates])
     features = model.sam2.encode(frames)
@@ -83,26 +89,30 @@ def encode_again(
 @torch.no_grad()
 def reuse_ratio(
     model: VRSHQ,
-    path,             # of a video
-    texts: list,      # sentences
+    path,  # of a video
+    texts: list,  # sentences
     repeat: int = 3,
-) -> float:           # > 1: encoding once is faster
+) -> float:  # > 1: encoding once is faster
     "Time of the flow that encodes again, divided by that of `segment`; medians of runs taken in turn."
     video, once, again = Video.open(path), [], []
     for _ in range(repeat):
-        start = time.perf_counter(); model.segment(video, texts, gate=False); middle = time.perf_counter()
-        for text in texts: encode_again(model, video, text)
-        once.append(middle - start); again.append(time.perf_counter() - middle)
+        start = time.perf_counter()
+        model.segment(video, texts, gate=False)
+        middle = time.perf_counter()
+        for text in texts:
+            encode_again(model, video, text)
+        once.append(middle - start)
+        again.append(time.perf_counter() - middle)
     return float(np.median(again) / np.median(once))
 
 # %% ../nbs/40_bench.ipynb #84525a1a
 def growth(
-    model: VRSHQ,
-    frames: tuple = (8, 16, 32, 64),
-    sentences: tuple = (1, 2, 4, 8),
-    repeat: int = 1,
-) -> dict:           # "frames" and "sentences": number -> seconds
+    model: VRSHQ, frames: tuple = (8, 16, 32, 64), sentences: tuple = (1, 2, 4, 8), repeat: int = 1
+) -> dict:  # "frames" and "sentences": number -> seconds
     "Seconds of `segment` for longer videos (one sentence), and for more sentences (16 frames)."
     with tempfile.TemporaryDirectory() as folder:
         run = lambda **k: stage_seconds(model, *sample_video(folder, **k), repeat)["all"]
-        return {"frames": {n: run(frames=n) for n in frames}, "sentences": {n: run(sentences=n) for n in sentences}}
+        return {
+            "frames": {n: run(frames=n) for n in frames},
+            "sentences": {n: run(sentences=n) for n in sentences},
+        }

@@ -14,7 +14,11 @@ __all__ = ['IMAGE_ID', 'LEVELS', 'RESERVED', 'SAM2_LARGE', 'CLIP_NAME', 'PLACES'
            'nearby_frames', 'image_logits', 'Sample', 'read_sample', 'sample_masks', 'paper_losses']
 
 # %% ../nbs/31_chatunivi.ipynb #da86f775
-import heapq, json, math, re, struct
+import heapq
+import json
+import math
+import re
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,14 +28,31 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoTokenizer, CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoTokenizer,
+    CLIPConfig,
+    CLIPModel,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 # %% ../nbs/31_chatunivi.ipynb #9968d4de
 from .mdp import Features, TokenPredictor, sam2_from_config, upscale
 from .model import VRSHQ, check_state, find_device, find_weights, packed_state
 from .tda import tda
 from .tks import CLIP_MEAN, CLIP_STD, FrameTextScorer
-from .tokens import IMAGE, SEG, TAK, TemporalTokens, TokenProjection, clean_expression, gather_tokens, temporal_prompt
+from vrshq_nb.tokens import (
+    IMAGE,
+    SEG,
+    TAK,
+    TemporalTokens,
+    TokenProjection,
+    clean_expression,
+    gather_tokens,
+    temporal_prompt,
+)
 from .train import bce_loss, dice_loss
 from .video import VRSError, atomic_path
 
@@ -42,7 +63,8 @@ def _varint(data, i):
     while True:
         byte, i = data[i], i + 1
         value |= (byte & 127) << shift
-        if byte < 128: return value, i
+        if byte < 128:
+            return value, i
         shift += 7
 
 # %% ../nbs/31_chatunivi.ipynb #af385883
@@ -51,57 +73,81 @@ def _fields(data):
     i = 0
     while i < len(data):
         key, i = _varint(data, i)
-        if key & 7 == 0: value, i = _varint(data, i)
+        if key & 7 == 0:
+            value, i = _varint(data, i)
         else:
             size, i = _varint(data, i) if key & 7 == 2 else ({1: 8, 5: 4}[key & 7], i)
-            value, i = data[i:i + size], i + size
-            if i > len(data): raise IndexError("a field is longer than the file")
+            value, i = data[i : i + size], i + size
+            if i > len(data):
+                raise IndexError("a field is longer than the file")
         yield key >> 3, value
 
 # %% ../nbs/31_chatunivi.ipynb #e5f51fc9
 def read_pieces(
-    path,     # a sentencepiece file, `tokenizer.model`
-) -> tuple:   # pieces: list of (text, score, kind); number -> value of the trainer's settings; of the normaliser's
+    path,  # a sentencepiece file, `tokenizer.model`
+) -> tuple:  # pieces: list of (text, score, kind); number -> value of the trainer's settings; of the normaliser's
     "The vocabulary of a sentencepiece model, without the `sentencepiece` package. A `VRSError` for a file that is none."
     pieces, settings = [], {2: {}, 3: {}}
     try:
         for number, value in _fields(Path(path).read_bytes()):
-            if number in settings: settings[number] = dict(_fields(value))
-            if number != 1: continue
+            if number in settings:
+                settings[number] = dict(_fields(value))
+            if number != 1:
+                continue
             piece = dict(_fields(value))
-            pieces.append((piece[1].decode(), struct.unpack("<f", piece[2])[0] if 2 in piece else 0., piece.get(3, 1)))
+            pieces.append(
+                (
+                    piece[1].decode(),
+                    struct.unpack("<f", piece[2])[0] if 2 in piece else 0.0,
+                    piece.get(3, 1),
+                )
+            )
     except (OSError, LookupError, ValueError, TypeError, AttributeError, struct.error) as e:
-        raise VRSError(f"{Path(path).name} cannot be read as a sentencepiece model ({type(e).__name__}): copy it again from the checkpoint") from e
-    if len(pieces) < 4: raise VRSError(f"{Path(path).name} holds no vocabulary: copy it again from the checkpoint")
+        raise VRSError(
+            f"{Path(path).name} cannot be read as a sentencepiece model ({type(e).__name__}): copy it again from the checkpoint"
+        ) from e
+    if len(pieces) < 4:
+        raise VRSError(f"{Path(path).name} holds no vocabulary: copy it again from the checkpoint")
     return pieces, settings[2], settings[3]
 
 # %% ../nbs/31_chatunivi.ipynb #e58d6041
 def merge_pairs(
     text: str,
     scores: dict,  # piece -> score
-) -> list:         # pieces that join to `text`
+) -> list:  # pieces that join to `text`
     "Byte-pair encoding as sentencepiece does it: again and again the neighbours whose union scores highest, the leftmost first."
     parts, after, before = list(text), list(range(1, len(text) + 1)), list(range(-1, len(text) - 1))
     heap = []
+
     def offer(i):
         j = after[i] if i >= 0 else len(parts)
-        if j < len(parts) and (both := parts[i] + parts[j]) in scores: heapq.heappush(heap, (-scores[both], i, j, both))
-    for i in range(len(parts) - 1): offer(i)
+        if j < len(parts) and (both := parts[i] + parts[j]) in scores:
+            heapq.heappush(heap, (-scores[both], i, j, both))
+
+    for i in range(len(parts) - 1):
+        offer(i)
     while heap:
         _, i, j, both = heapq.heappop(heap)
-        if parts[i] is None or parts[j] is None or parts[i] + parts[j] != both: continue   # one of them has moved on
+        if parts[i] is None or parts[j] is None or parts[i] + parts[j] != both:
+            continue  # one of them has moved on
         parts[i], parts[j], after[i] = both, None, after[j]
-        if after[j] < len(parts): before[after[j]] = i
-        offer(i); offer(before[i])
+        if after[j] < len(parts):
+            before[after[j]] = i
+        offer(i)
+        offer(before[i])
     return [p for p in parts if p]
 
 # %% ../nbs/31_chatunivi.ipynb #59cc778f
 class Vocabulary:
     "A sentencepiece vocabulary: pieces, ids, scores."
+
     def __init__(self, path):  # of `tokenizer.model`
         self.data = Path(path).read_bytes() if Path(path).is_file() else b""
         self.pieces, trainer, normaliser = read_pieces(path)
-        if trainer.get(3) != 2 or normaliser.get(2) or normaliser.get(4, 1): raise VRSError(f"{Path(path).name} is no plain byte-pair vocabulary, as LLaMA's is: give the checkpoint's own")
+        if trainer.get(3) != 2 or normaliser.get(2) or normaliser.get(4, 1):
+            raise VRSError(
+                f"{Path(path).name} is no plain byte-pair vocabulary, as LLaMA's is: give the checkpoint's own"
+            )
         self.prefix = normaliser.get(3, 1)
         self.ids = {text: i for i, (text, _, _) in enumerate(self.pieces)}
         self.scores = {text: score for text, score, kind in self.pieces if kind == 1}
@@ -110,13 +156,16 @@ class Vocabulary:
 # %% ../nbs/31_chatunivi.ipynb #815c5583
 class Pieces(Vocabulary):
     "... that turns text to ids and back"
+
     def encode(self, text: str) -> list:
         "Ids; a character that is in no piece becomes its bytes."
         text = ("▁" if self.prefix and text else "") + text.replace(" ", "▁")
         ids = []
         for piece in merge_pairs(text, self.scores):
-            if piece in self.scores: ids.append(self.ids[piece])
-            else: ids.extend(self.ids.get(f"<0x{b:02X}>", self.unknown) for b in piece.encode())
+            if piece in self.scores:
+                ids.append(self.ids[piece])
+            else:
+                ids.extend(self.ids.get(f"<0x{b:02X}>", self.unknown) for b in piece.encode())
         return ids
 
     def decode(self, ids) -> str:
@@ -124,53 +173,80 @@ class Pieces(Vocabulary):
         out = b""
         for i in ids:
             text, _, kind = self.pieces[i]
-            out += bytes([int(text[3:5], 16)]) if kind == 6 else b"" if kind in (2, 3) else text.replace("▁", " ").encode()
+            out += (
+                bytes([int(text[3:5], 16)])
+                if kind == 6
+                else b""
+                if kind in (2, 3)
+                else text.replace("▁", " ").encode()
+            )
         return out.decode(errors="replace")
 
 # %% ../nbs/31_chatunivi.ipynb #4fe454d9
 def split_added(
     text: str,
-    added: dict,     # word -> id, words that are one token
-    strip: tuple,    # those that eat the white space around them
-) -> list:           # pieces of text, and ids
+    added: dict,  # word -> id, words that are one token
+    strip: tuple,  # those that eat the white space around them
+) -> list:  # pieces of text, and ids
     "Cuts text at added words as transformers 4.31 did for LLaMA, when the checkpoint was trained."
     parts = re.split(f"({'|'.join(map(re.escape, sorted(added, key=len, reverse=True)))})", text)
     for i in range(1, len(parts), 2):
-        if parts[i] in strip: parts[i - 1], parts[i + 1] = parts[i - 1].rstrip(), parts[i + 1].lstrip()
+        if parts[i] in strip:
+            parts[i - 1], parts[i + 1] = parts[i - 1].rstrip(), parts[i + 1].lstrip()
         parts[i] = added[parts[i]]
     return [p for p in parts if p != ""]
 
 # %% ../nbs/31_chatunivi.ipynb #a5c62aca
-def read_added(path) -> dict:   # word -> id
+def read_added(path) -> dict:  # word -> id
     "The ids that a checkpoint gives to words behind its vocabulary. `VRSError` for a file that does not say them."
-    try: added = json.loads(path.read_text())
-    except (OSError, ValueError) as e: raise VRSError(f"{path.name} cannot be read ({type(e).__name__}): copy it again from the checkpoint") from e
+    try:
+        added = json.loads(path.read_text())
+    except (OSError, ValueError) as e:
+        raise VRSError(
+            f"{path.name} cannot be read ({type(e).__name__}): copy it again from the checkpoint"
+        ) from e
     fine = isinstance(added, dict) and all(type(i) is int and i >= 0 for i in added.values())
-    if not fine: raise VRSError(f"{path.name} must name an id of 0 or more for each word: copy it again from the checkpoint")
+    if not fine:
+        raise VRSError(
+            f"{path.name} must name an id of 0 or more for each word: copy it again from the checkpoint"
+        )
     return added
 
 # %% ../nbs/31_chatunivi.ipynb #07c5fba5
-IMAGE_ID = -200   # stands for a frame among token ids
+IMAGE_ID = -200  # stands for a frame among token ids
+
 
 class AddedWords:
     "LLaMA's vocabulary with `[SEG]` and `[TAK]`."
+
     strip = (SEG, TAK)
-    def __init__(self, folder):  # holds tokenizer.model, and added_tokens.json where ids of [SEG] and [TAK] are not the next free ones
+
+    def __init__(
+        self, folder
+    ):  # holds tokenizer.model, and added_tokens.json where ids of [SEG] and [TAK] are not the next free ones
         self.model = Pieces(Path(folder) / "tokenizer.model")
         n, extra = len(self.model.pieces), Path(folder) / "added_tokens.json"
         self.new = {SEG: n, TAK: n + 1} | (read_added(extra) if extra.exists() else {})
         self.bos, self.eos = (self.model.ids[w] for w in ("<s>", "</s>"))
         self.added = {p[0]: i for i, p in enumerate(self.model.pieces) if p[2] in (2, 3)} | self.new
 
-    def __len__(self): return 1 + max(len(self.model.pieces) - 1, *self.new.values())
-    def convert_tokens_to_ids(self, word): return self.added.get(word, self.model.ids.get(word, self.model.unknown))
+    def __len__(self):
+        return 1 + max(len(self.model.pieces) - 1, *self.new.values())
+
+    def convert_tokens_to_ids(self, word):
+        return self.added.get(word, self.model.ids.get(word, self.model.unknown))
 
 # %% ../nbs/31_chatunivi.ipynb #58698d1b
 class PaperTokenizer(AddedWords):
     "... and the prompt's ids as the checkpoint was trained on them"
+
     def encode(self, text: str) -> list:
         "Ids of a text without frames, `<s>` first."
-        return [self.bos] + [i for p in split_added(text, self.added, self.strip) for i in ([p] if isinstance(p, int) else self.model.encode(p))]
+        return [self.bos] + [
+            i
+            for p in split_added(text, self.added, self.strip)
+            for i in ([p] if isinstance(p, int) else self.model.encode(p))
+        ]
 
     def prompt_ids(self, prompt: str) -> list:
         "Ids of a whole conversation, `IMAGE_ID` for each `<image>`."
@@ -180,13 +256,15 @@ class PaperTokenizer(AddedWords):
 # %% ../nbs/31_chatunivi.ipynb #6a69a116
 def decode_prompt(
     tokenizer: PaperTokenizer,
-    ids,          # token ids of a conversation
+    ids,  # token ids of a conversation
 ) -> str:
     "The conversation that has these ids. White space around `[SEG]` and `[TAK]` is put back by rule, since the ids do not tell of it."
     special = {i: w for w, i in tokenizer.added.items()} | {IMAGE_ID: IMAGE, tokenizer.bos: ""}
     out, run, word = "", [], ""
     for i in [*map(int, ids), tokenizer.bos]:
-        if i not in special: run.append(i); continue
+        if i not in special:
+            run.append(i)
+            continue
         text = tokenizer.model.decode(run)
         text = text[1:] if tokenizer.model.prefix and text else text
         out += (" " if word in tokenizer.strip and text[:1].isalnum() else "") + text
@@ -196,54 +274,61 @@ def decode_prompt(
 
 # %% ../nbs/31_chatunivi.ipynb #029ca39a
 def pil_resize(
-    frames,       # uint8 [n, H, W, 3]
-    height: int, width: int,
+    frames,  # uint8 [n, H, W, 3]
+    height: int,
+    width: int,
     how=Image.Resampling.BILINEAR,
-) -> Tensor:      # uint8 [n, 3, height, width]
+) -> Tensor:  # uint8 [n, 3, height, width]
     "Frames resized by PIL itself, as the reference does; `VRSError` for anything but uint8 frames."
     x = np.asarray(frames)
-    if x.ndim != 4 or x.shape[-1] != 3 or x.dtype != np.uint8 or 0 in x.shape: raise VRSError(f"frames must be uint8 [n, H, W, 3] with n >= 1, not {x.dtype} {list(x.shape)}")
-    if x.shape[1:3] != (height, width): x = np.stack([np.asarray(Image.fromarray(f).resize((width, height), how)) for f in x])
+    if x.ndim != 4 or x.shape[-1] != 3 or x.dtype != np.uint8 or 0 in x.shape:
+        raise VRSError(
+            f"frames must be uint8 [n, H, W, 3] with n >= 1, not {x.dtype} {list(x.shape)}"
+        )
+    if x.shape[1:3] != (height, width):
+        x = np.stack([np.asarray(Image.fromarray(f).resize((width, height), how)) for f in x])
     return torch.from_numpy(np.ascontiguousarray(x)).permute(0, 3, 1, 2)
 
 # %% ../nbs/31_chatunivi.ipynb #95f43a64
 def clip_images(
-    frames,     # uint8 [n, H, W, 3]
+    frames,  # uint8 [n, H, W, 3]
     size: int,  # S
-) -> Tensor:    # float [n, 3, S, S], normalised
+) -> Tensor:  # float [n, 3, S, S], normalised
     "Frames as CLIP was trained to see them: the shorter side to S (bicubic), the centre, CLIP's mean and deviation."
     height, width = np.shape(frames)[1:3] if np.ndim(frames) == 4 else (1, 1)
     short = max(1, min(height, width))
     x = pil_resize(frames, size * height // short, size * width // short, Image.Resampling.BICUBIC)
     top, left = (x.shape[2] - size) // 2, (x.shape[3] - size) // 2
-    x = x[..., top:top + size, left:left + size].float() / 255
+    x = x[..., top : top + size, left : left + size].float() / 255
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))
     return (x - mean) / std
 
 # %% ../nbs/31_chatunivi.ipynb #8cbf6474
 def peak_scores(
-    distance: Tensor,              # (B, N, N)
-    k: int,                        # neighbours, the cell itself among them
-    noise: Tensor | float = 0.,    # (B, N) in [0, 1); a millionth of it is added to the density
-) -> Tensor:                       # (B, N), high where a cluster has its centre
+    distance: Tensor,  # (B, N, N)
+    k: int,  # neighbours, the cell itself among them
+    noise: Tensor | float = 0.0,  # (B, N) in [0, 1); a millionth of it is added to the density
+) -> Tensor:  # (B, N), high where a cluster has its centre
     "Density times distance to the next denser cell (DPC-KNN, Du et al. 2016)."
     near = distance.topk(k, -1, largest=False).values
     density = (-near.square().mean(-1)).exp() + 1e-6 * noise
-    denser = density[:, None] > density[:, :, None]               # (b, i, j): is j denser than i?
+    denser = density[:, None] > density[:, :, None]  # (b, i, j): is j denser than i?
     return torch.where(denser, distance, distance.amax((1, 2), keepdim=True)).amin(-1) * density
 
 # %% ../nbs/31_chatunivi.ipynb #e52df32c
 def cluster(
-    x: Tensor,                   # (B, N, C) cells
-    n: int,                      # clusters, at most N
-    k: int = 5,                  # neighbours that make the density
-    noise: Tensor | float = 0.,  # (B, N) in [0, 1), see `peak_scores`
-) -> Tensor:                     # (B, N), the cluster of each cell, 0 the most prominent
+    x: Tensor,  # (B, N, C) cells
+    n: int,  # clusters, at most N
+    k: int = 5,  # neighbours that make the density
+    noise: Tensor | float = 0.0,  # (B, N) in [0, 1), see `peak_scores`
+) -> Tensor:  # (B, N), the cluster of each cell, 0 the most prominent
     "Density-peaks clustering: the `n` best peaks are centres, every cell goes to its nearest (Chat-UniVi, CVPR 2024)."
-    if not 1 <= n <= x.shape[1]: raise VRSError(f"{x.shape[1]} cells cannot form {n} clusters")
-    if k > n: k = min(3, max(n // 2, 1))
-    distance = torch.cdist(x.float(), x.float()) / x.shape[-1] ** .5
-    centres = peak_scores(distance, k, noise).topk(n).indices      # (B, n), descending
+    if not 1 <= n <= x.shape[1]:
+        raise VRSError(f"{x.shape[1]} cells cannot form {n} clusters")
+    if k > n:
+        k = min(3, max(n // 2, 1))
+    distance = torch.cdist(x.float(), x.float()) / x.shape[-1] ** 0.5
+    centres = peak_scores(distance, k, noise).topk(n).indices  # (B, n), descending
     row = torch.arange(len(x), device=x.device)[:, None]
     assigned = distance[row, centres].argmin(1)
     assigned[row, centres] = torch.arange(n, device=x.device).expand(len(x), -1)
@@ -251,76 +336,107 @@ def cluster(
 
 # %% ../nbs/31_chatunivi.ipynb #6dc9d5a4
 def merge(
-    x: Tensor,         # (B, N, C)
+    x: Tensor,  # (B, N, C)
     assigned: Tensor,  # (B, N), from `cluster`
-    n: int,            # clusters
-) -> Tensor:           # (B, n, C)
+    n: int,  # clusters
+) -> Tensor:  # (B, n, C)
     "The mean of every cluster, its size counted a millionth too large as the reference does."
-    member = F.one_hot(assigned, n).to(x)                          # (B, N, n)
+    member = F.one_hot(assigned, n).to(x)  # (B, N, n)
     return member.transpose(1, 2) @ x / (member.sum(1)[..., None] + 1e-6)
 
 # %% ../nbs/31_chatunivi.ipynb #858a9062
-LEVELS = ((64, 5), (32, 3), (16, 3))   # (clusters, neighbours) of each level: 112 tokens a frame
+LEVELS = ((64, 5), (32, 3), (16, 3))  # (clusters, neighbours) of each level: 112 tokens a frame
+
 
 def merge_cells(
-    x: Tensor,                 # (B, N, C) cells of B frames
-    levels: tuple = LEVELS,    # (clusters, or a share of N where below 1; neighbours), each on the level before
-    noise=None,                # None: none, "random", or one (B, N) a level in [0, 1)
-) -> Tensor:                   # (B, sum of clusters, C), coarsest last
+    x: Tensor,  # (B, N, C) cells of B frames
+    levels: tuple = LEVELS,  # (clusters, or a share of N where below 1; neighbours), each on the level before
+    noise=None,  # None: none, "random", or one (B, N) a level in [0, 1)
+) -> Tensor:  # (B, sum of clusters, C), coarsest last
     "A frame's cells as fewer and fewer averages: 64, 32 and 16, in one row (Chat-UniVi, CVPR 2024)."
     out = []
     for level, (n, k) in enumerate(levels):
         n = int(n) if n > 1 else max(math.ceil(x.shape[1] * n), 1)
-        u = 0. if noise is None else torch.rand(x.shape[:2], device=x.device) if isinstance(noise, str) else noise[level]
+        u = (
+            0.0
+            if noise is None
+            else torch.rand(x.shape[:2], device=x.device)
+            if isinstance(noise, str)
+            else noise[level]
+        )
         x = merge(x, cluster(x, n, k, u), n)
         out.append(x)
     return torch.cat(out, 1)
 
 # %% ../nbs/31_chatunivi.ipynb #7f8432df
 def on_meta(
-    kind: type,   # LlamaForCausalLM or CLIPVisionModel
-    config,       # its config
-) -> nn.Module:   # weights without memory; positions, which no checkpoint holds, are real
+    kind: type,  # LlamaForCausalLM or CLIPVisionModel
+    config,  # its config
+) -> nn.Module:  # weights without memory; positions, which no checkpoint holds, are real
     "A model's shapes. Billions of random numbers, to be thrown away a moment later, would take minutes and twice the memory."
-    with torch.device("meta"): module = kind(config)
-    if hasattr(module, "lm_head"): module.model.rotary_emb = type(module.model.rotary_emb)(config)
-    else: getattr(module, "vision_model", module).embeddings.position_ids = torch.arange((config.image_size // config.patch_size) ** 2 + 1)[None]
+    with torch.device("meta"):
+        module = kind(config)
+    if hasattr(module, "lm_head"):
+        module.model.rotary_emb = type(module.model.rotary_emb)(config)
+    else:
+        getattr(module, "vision_model", module).embeddings.position_ids = torch.arange(
+            (config.image_size // config.patch_size) ** 2 + 1
+        )[None]
     return module
 
 # %% ../nbs/31_chatunivi.ipynb #c4089268
 class UniViParts(nn.Module):
     "The weights: CLIP's vision tower, a linear projector, LLaMA and the projection to prompts."
-    def __init__(self,
-        config: dict,               # keys: vision (CLIPVisionConfig), llama (LlamaConfig), prompt_width (D), select_layer, levels
+
+    def __init__(
+        self,
+        config: dict,  # keys: vision (CLIPVisionConfig), llama (LlamaConfig), prompt_width (D), select_layer, levels
         tokenizer: PaperTokenizer,
-        meta: bool = False,         # no memory for the large parts, until weights are assigned
+        meta: bool = False,  # no memory for the large parts, until weights are assigned
     ):
         super().__init__()
-        self.config, self.tokenizer, build = config, tokenizer, on_meta if meta else lambda kind, config: kind(config)
+        self.config, self.tokenizer, build = (
+            config,
+            tokenizer,
+            on_meta if meta else lambda kind, config: kind(config),
+        )
         tower = build(CLIPVisionModel, CLIPVisionConfig(**config["vision"]))
-        self.eye = getattr(tower, "vision_model", tower)   # transformers 4 had one more shell around it
-        self.llm = build(LlamaForCausalLM, LlamaConfig(**config["llama"], attn_implementation="sdpa"))
+        self.eye = getattr(
+            tower, "vision_model", tower
+        )  # transformers 4 had one more shell around it
+        self.llm = build(
+            LlamaForCausalLM, LlamaConfig(**config["llama"], attn_implementation="sdpa")
+        )
         d = self.llm.config.hidden_size
-        self.connector, self.project = nn.Linear(tower.config.hidden_size, d), TokenProjection(d, config["prompt_width"])
+        self.connector, self.project = (
+            nn.Linear(tower.config.hidden_size, d),
+            TokenProjection(d, config["prompt_width"]),
+        )
         self.seg_id, self.tak_id = (tokenizer.convert_tokens_to_ids(w) for w in (SEG, TAK))
 
     @property
-    def device(self) -> torch.device: return self.connector.weight.device
+    def device(self) -> torch.device:
+        return self.connector.weight.device
 
 # %% ../nbs/31_chatunivi.ipynb #acbaf68c
 class UniViTower(UniViParts):
     "Images to cells, cells to visual tokens."
-    def look(self,
+
+    def look(
+        self,
         images: Tensor,  # float [n, 3, S, S], from `clip_images`
-    ) -> Tensor:         # (n, N, C) cells: a hidden layer without its first position, 256 × 1024 for ViT-L/14 at 224 px
+    ) -> Tensor:  # (n, N, C) cells: a hidden layer without its first position, 256 × 1024 for ViT-L/14 at 224 px
         "CLIP's vision tower; the layer before the last holds more about places than the last."
         images = images.to(self.eye.embeddings.patch_embedding.weight)
-        return self.eye(images, output_hidden_states=True).hidden_states[self.config["select_layer"]][:, 1:]
+        return self.eye(images, output_hidden_states=True).hidden_states[
+            self.config["select_layer"]
+        ][:, 1:]
 
-    def tokens_of(self,
-        cells: Tensor,   # (n, N, C)
-        noise=None,      # see `merge_cells`
-    ) -> Tensor:         # (n, 112, d)
+    def tokens_of(
+        self,
+        cells: Tensor,  # (n, N, C)
+        noise=None,  # see `merge_cells`
+    ) -> Tensor:  # (n, 112, d)
         "Cells merged, then made as wide as the language model."
         merged = merge_cells(cells.float(), tuple(map(tuple, self.config["levels"])), noise)
         return self.connector(merged.to(self.connector.weight))
@@ -328,89 +444,128 @@ class UniViTower(UniViParts):
 # %% ../nbs/31_chatunivi.ipynb #710335ef
 class UniViEyes(UniViTower):
     "... from frames"
-    def see(self,
-        frames,              # uint8 [n, H, W, 3]
-        batch_size: int = 8, # frames at a time
-        noise=None,          # None or "random", see `merge_cells`
-    ) -> Tensor:             # (n, 112, d)
+
+    def see(
+        self,
+        frames,  # uint8 [n, H, W, 3]
+        batch_size: int = 8,  # frames at a time
+        noise=None,  # None or "random", see `merge_cells`
+    ) -> Tensor:  # (n, 112, d)
         "Visual tokens of frames, each looked at once. `VRSError` for no frames, or frames that are not uint8."
-        if not len(frames): raise VRSError("there are no frames to look at")
+        if not len(frames):
+            raise VRSError("there are no frames to look at")
         size = self.eye.embeddings.image_size
-        parts = (clip_images(frames[i:i + batch_size], size) for i in range(0, len(frames), batch_size))
+        parts = (
+            clip_images(frames[i : i + batch_size], size) for i in range(0, len(frames), batch_size)
+        )
         return torch.cat([self.tokens_of(self.look(part), noise) for part in parts])
 
 # %% ../nbs/31_chatunivi.ipynb #181a7eec
 class UniViPlaces(UniViEyes):
     "Which place in the sequence is whose."
-    def expand(self,
-        ids: Tensor,     # (L,) token ids, `IMAGE_ID` for each frame
-        n: int,          # tokens a frame, 112
-        labels=None,     # (L,), expanded instead of the ids, -100 at frames
-    ) -> Tensor:         # (L + T'·(n - 1),)
+
+    def expand(
+        self,
+        ids: Tensor,  # (L,) token ids, `IMAGE_ID` for each frame
+        n: int,  # tokens a frame, 112
+        labels=None,  # (L,), expanded instead of the ids, -100 at frames
+    ) -> Tensor:  # (L + T'·(n - 1),)
         "One place for each embedding."
         times = torch.where(ids == IMAGE_ID, n, 1)
-        return ids.repeat_interleave(times) if labels is None else torch.where(ids == IMAGE_ID, -100, labels).repeat_interleave(times)
+        return (
+            ids.repeat_interleave(times)
+            if labels is None
+            else torch.where(ids == IMAGE_ID, -100, labels).repeat_interleave(times)
+        )
 
 # %% ../nbs/31_chatunivi.ipynb #00af7502
 class UniViReader(UniViPlaces):
     "Visual tokens and words in one run of LLaMA."
-    def embed(self,
-        cells: Tensor,   # (T', 112, d), from `see`
-        ids: Tensor,     # (L,), with T' times `IMAGE_ID`
-    ) -> Tensor:         # (L', d)
+
+    def embed(
+        self,
+        cells: Tensor,  # (T', 112, d), from `see`
+        ids: Tensor,  # (L,), with T' times `IMAGE_ID`
+    ) -> Tensor:  # (L', d)
         "Word embeddings with the frames' tokens in their places. `ValueError` where the counts differ."
-        if (ids == IMAGE_ID).sum() != len(cells): raise ValueError(f"{len(cells)} frames for {int((ids == IMAGE_ID).sum())} places in the prompt")
+        if (ids == IMAGE_ID).sum() != len(cells):
+            raise ValueError(
+                f"{len(cells)} frames for {int((ids == IMAGE_ID).sum())} places in the prompt"
+            )
         long = self.expand(ids, cells.shape[1])
         words = self.llm.get_input_embeddings()(long.clamp(min=0))
         return words.masked_scatter((long == IMAGE_ID)[:, None], cells.to(words))
 
-    def hidden(self,
+    def hidden(
+        self,
         embeds: Tensor,  # (L', d)
-    ) -> Tensor:         # (L', d), after the last norm
+    ) -> Tensor:  # (L', d), after the last norm
         "The last layer's states. `VRSError` for a prompt longer than LLaMA's context."
         longest = self.llm.config.max_position_embeddings
-        if len(embeds) > longest: raise VRSError(f"the prompt has {len(embeds)} positions, the language model {longest}: choose fewer candidates (k)")
+        if len(embeds) > longest:
+            raise VRSError(
+                f"the prompt has {len(embeds)} positions, the language model {longest}: choose fewer candidates (k)"
+            )
         return self.llm.model(inputs_embeds=embeds[None], use_cache=False).last_hidden_state[0]
 
 # %% ../nbs/31_chatunivi.ipynb #3f8239e4
 RESERVED = ("<s>", "</s>", "<unk>", IMAGE)
 
+
 class UniViPrompts(UniViReader):
     "... with the conversation around a sentence"
-    def prompt(self,
-        text: str,      # the expression
+
+    def prompt(
+        self,
+        text: str,  # the expression
         n_frames: int,  # T'
-    ) -> tuple:         # token ids (L,), the answer
+    ) -> tuple:  # token ids (L,), the answer
         "The conversation's ids, the answer given. `VRSError` for a sentence that will not do."
         text = clean_expression(text)
-        if bad := [w for w in RESERVED if w in text]: raise VRSError(f"the sentence must not contain {bad[0]!r}, which means something to the language model")
+        if bad := [w for w in RESERVED if w in text]:
+            raise VRSError(
+                f"the sentence must not contain {bad[0]!r}, which means something to the language model"
+            )
         question, answer = temporal_prompt(text, n_frames, "vicuna")
-        return torch.tensor(self.tokenizer.prompt_ids(question + answer), device=self.device), answer.removesuffix("</s>").strip()
+        return torch.tensor(
+            self.tokenizer.prompt_ids(question + answer), device=self.device
+        ), answer.removesuffix("</s>").strip()
 
 # %% ../nbs/31_chatunivi.ipynb #45e3428a
 class ChatUniViEncoder(UniViPrompts):
     "The paper's multimodal language model, as `VRSHQ.segment` wants it: `see` frames once, then call with a sentence."
-    def states(self,
+
+    def states(
+        self,
         cells: Tensor,  # (T', 112, d)
-        ids: Tensor,    # (L,)
-    ) -> tuple:         # (T', d) states of [SEG], (1, d) of [TAK]
+        ids: Tensor,  # (L,)
+    ) -> tuple:  # (T', d) states of [SEG], (1, d) of [TAK]
         "The states one position before each token (VRS-HQ, section 3.1)."
-        return gather_tokens(self.hidden(self.embed(cells, ids)), self.expand(ids, cells.shape[1]), self.seg_id, self.tak_id)
+        return gather_tokens(
+            self.hidden(self.embed(cells, ids)),
+            self.expand(ids, cells.shape[1]),
+            self.seg_id,
+            self.tak_id,
+        )
 
     def cost(self, text: str, n_frames: int) -> tuple:
         "Visual tokens of a frame, and tokens in all that a sentence about n frames has."
         visual = sum(n for n, _ in self.config["levels"])
-        return visual, len(self.prompt(text, n_frames)[0]) + n_frames * (visual - 1)   # one <image> becomes all of a frame's
+        return visual, len(self.prompt(text, n_frames)[0]) + n_frames * (
+            visual - 1
+        )  # one <image> becomes all of a frame's
 
-    def forward(self,
+    def forward(
+        self,
         cells: Tensor,  # (T', 112, d), from `see`
-        text: str,      # the expression
-        frames=None,    # the frames' numbers, to be noted in the result
-    ) -> tuple:         # `TemporalTokens` (T', D) and (1, D), the answer (given, not generated)
+        text: str,  # the expression
+        frames=None,  # the frames' numbers, to be noted in the result
+    ) -> tuple:  # `TemporalTokens` (T', D) and (1, D), the answer (given, not generated)
         "One pass with the answer given (VRS-HQ, section 3.1)."
         ids, answer = self.prompt(text, len(cells))
         frames = list(range(len(cells)) if frames is None else frames)
-        if len(frames) != len(cells): raise ValueError(f"{len(frames)} frame numbers for {len(cells)} frames")
+        if len(frames) != len(cells):
+            raise ValueError(f"{len(frames)} frame numbers for {len(cells)} frames")
         seg, tak = (self.project(x.to(self.project[0].weight)) for x in self.states(cells, ids))
         return TemporalTokens(seg, tak, frames), answer
 
@@ -418,47 +573,63 @@ class ChatUniViEncoder(UniViPrompts):
 def inner_size(
     height: int,  # of the video
     width: int,
-    size: int,    # S, of the model's input
-) -> tuple:       # (h, w), the longer one is S
+    size: int,  # S, of the model's input
+) -> tuple:  # (h, w), the longer one is S
     "Where the picture lies in the padded square: its top left corner."
     scale = size / max(height, width)
-    return int(height * scale + .5), int(width * scale + .5)
+    return int(height * scale + 0.5), int(width * scale + 0.5)
 
 # %% ../nbs/31_chatunivi.ipynb #f8b10c50
 def crop_logits(
-    logits: Tensor,   # [T, h, w] mask logits of padded squares
-    size: int,        # S, of the model's input
-    inner: tuple,     # from `inner_size`
-    height: int,      # of the video
+    logits: Tensor,  # [T, h, w] mask logits of padded squares
+    size: int,  # S, of the model's input
+    inner: tuple,  # from `inner_size`
+    height: int,  # of the video
     width: int,
-    threshold: float | None = 0.,  # masks are `logits > threshold`; None returns float logits
+    threshold: float | None = 0.0,  # masks are `logits > threshold`; None returns float logits
     chunk: int = 16,  # frames that are floats of full size at one time
-) -> Tensor:          # [T, height, width], bool or float
+) -> Tensor:  # [T, height, width], bool or float
     "Logits enlarged to the padded square, cut out, and brought to the video's size."
-    parts = (upscale(upscale(x, size, size, None)[:, :inner[0], :inner[1]], height, width, threshold, chunk) for x in logits.split(chunk))
+    parts = (
+        upscale(
+            upscale(x, size, size, None)[:, : inner[0], : inner[1]], height, width, threshold, chunk
+        )
+        for x in logits.split(chunk)
+    )
     return torch.cat(list(parts))
 
 # %% ../nbs/31_chatunivi.ipynb #e3587d06
 class PaddedPredictor(TokenPredictor):
     "SAM 2 that sees the whole frame in its proportions, black below or right of it, as in the reference."
+
     def prepare(self, frames) -> Tensor:
         "uint8 `[n, H, W, 3]` to normalised floats `[n, 3, S, S]`; the padding is 0 after normalisation."
         S = self.image_size
         h, w = inner_size(*np.shape(frames)[1:3], S) if np.ndim(frames) == 4 else (S, S)
         return F.pad(self.normalise(pil_resize(frames, h, w)), (0, S - w, 0, S - h))
 
-    def enlarge(self, logits, features, threshold=0., prompt=False) -> Tensor:
+    def enlarge(self, logits, features, threshold=0.0, prompt=False) -> Tensor:
         "Masks at the video's size; for `prompt` those of the padded square, which is what goes back into SAM 2."
         S, height, width = self.image_size, features.height, features.width
-        if prompt: return upscale(logits, S, S, threshold)
+        if prompt:
+            return upscale(logits, S, S, threshold)
         return crop_logits(logits, S, inner_size(height, width, S), height, width, threshold)
 
 # %% ../nbs/31_chatunivi.ipynb #7e7f13dd
-SAM2_LARGE = dict(trunk=dict(embed_dim=144, num_heads=2, stages=[2, 6, 36, 4], global_att_blocks=[23, 33, 43], window_spec=[8, 4, 16, 8]))
+SAM2_LARGE = dict(
+    trunk=dict(
+        embed_dim=144,
+        num_heads=2,
+        stages=[2, 6, 36, 4],
+        global_att_blocks=[23, 33, 43],
+        window_spec=[8, 4, 16, 8],
+    )
+)
+
 
 def padded_sam2(
-    config: dict,       # sizes, see `sam2_parts`
-) -> PaddedPredictor:   # random weights, in evaluation mode
+    config: dict,  # sizes, see `sam2_parts`
+) -> PaddedPredictor:  # random weights, in evaluation mode
     "SAM 2 for padded frames; `SAM2_LARGE` is the released model's."
     plain = sam2_from_config(config)
     plain.__class__ = PaddedPredictor
@@ -467,18 +638,29 @@ def padded_sam2(
 # %% ../nbs/31_chatunivi.ipynb #7c84a3e9
 class TransformersClip(CLIPModel):
     "transformers' CLIP under the names of `open_clip`, which `FrameTextScorer` knows."
+
     logit_bias = None
+
     @staticmethod
-    def _vector(out): return out if torch.is_tensor(out) else out.pooler_output   # transformers 4 gave the vector itself
-    def encode_image(self, images): return self._vector(self.get_image_features(pixel_values=images))
-    def encode_text(self, ids): return self._vector(self.get_text_features(input_ids=ids))
+    def _vector(out):
+        return (
+            out if torch.is_tensor(out) else out.pooler_output
+        )  # transformers 4 gave the vector itself
+
+    def encode_image(self, images):
+        return self._vector(self.get_image_features(pixel_values=images))
+
+    def encode_text(self, ids):
+        return self._vector(self.get_text_features(input_ids=ids))
 
 # %% ../nbs/31_chatunivi.ipynb #d1ce20dc
 class PaperScorer(FrameTextScorer):
     "CLIP as the reference asks it: PIL's bicubic filter, 77 tokens."
-    def __init__(self,
-        config: dict,     # of `CLIPConfig`
-        tokenizer=None,   # of transformers
+
+    def __init__(
+        self,
+        config: dict,  # of `CLIPConfig`
+        tokenizer=None,  # of transformers
     ):
         clip = TransformersClip(CLIPConfig(**config))
         super().__init__(clip, self.ids_of, clip.config.vision_config.image_size)
@@ -486,14 +668,21 @@ class PaperScorer(FrameTextScorer):
 
     def ids_of(self, texts) -> Tensor:
         "Sentences (m,) to ids (m, L); a long one is cut, its end token stays."
-        if self.tokenizer is None: raise VRSError("CLIP's weights came without its tokenizer: put its folder beside the checkpoint as clip/")
+        if self.tokenizer is None:
+            raise VRSError(
+                "CLIP's weights came without its tokenizer: put its folder beside the checkpoint as clip/"
+            )
         length = self.clip.config.text_config.max_position_embeddings
-        return self.tokenizer(texts, padding=True, truncation=True, max_length=length, return_tensors="pt")["input_ids"]
+        return self.tokenizer(
+            texts, padding=True, truncation=True, max_length=length, return_tensors="pt"
+        )["input_ids"]
 
-    def preprocess(self, frames): return clip_images(frames, self.image_size).to(self.clip.logit_scale)
+    def preprocess(self, frames):
+        return clip_images(frames, self.image_size).to(self.clip.logit_scale)
 
 # %% ../nbs/31_chatunivi.ipynb #1e997f95
 CLIP_NAME = "openai/clip-vit-large-patch14-336"
+
 
 def load_clip(
     name=CLIP_NAME,  # a folder of transformers' CLIP, or a hub id
@@ -501,178 +690,279 @@ def load_clip(
     "CLIP with its tokenizer. A `VRSError` where it cannot be had."
     try:
         model, info = CLIPModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
-        if info["missing_keys"]: raise ValueError(f"{len(info['missing_keys'])} of its weights are missing")
-        scorer = PaperScorer(json.loads(model.config.to_json_string()), AutoTokenizer.from_pretrained(name))
+        if info["missing_keys"]:
+            raise ValueError(f"{len(info['missing_keys'])} of its weights are missing")
+        scorer = PaperScorer(
+            json.loads(model.config.to_json_string()), AutoTokenizer.from_pretrained(name)
+        )
         scorer.clip.load_state_dict(model.state_dict())
     except Exception as e:
-        raise VRSError(f"CLIP {str(name)!r} cannot be loaded ({type(e).__name__}: {' '.join(str(e).split())[:80]}): put its folder beside the checkpoint as clip/, or give clip=FOLDER") from e
+        raise VRSError(
+            f"CLIP {str(name)!r} cannot be loaded ({type(e).__name__}: {' '.join(str(e).split())[:80]}): put its folder beside the checkpoint as clip/, or give clip=FOLDER"
+        ) from e
     return scorer.eval()
 
 # %% ../nbs/31_chatunivi.ipynb #bfa8ac20
 class HubClip(nn.Module):
     "CLIP that is fetched when the first frame is shown to it: the checkpoint does not contain it."
+
     def __init__(self, name=CLIP_NAME):  # see `load_clip`
         super().__init__()
-        self.name, self.loaded = name, []; self.register_buffer("place", torch.zeros(()), persistent=False)
+        self.name, self.loaded = name, []
+        self.register_buffer("place", torch.zeros(()), persistent=False)
+
     def scorer(self) -> PaperScorer:
-        if not self.loaded: self.loaded.append(load_clip(self.name))
+        if not self.loaded:
+            self.loaded.append(load_clip(self.name))
         return self.loaded[0].to(self.place.device)
-    def encode_frames(self, frames, batch_size=32): return self.scorer().encode_frames(frames, batch_size)
-    def logits(self, frame_features, texts): return self.scorer().logits(frame_features, texts)
+
+    def encode_frames(self, frames, batch_size=32):
+        return self.scorer().encode_frames(frames, batch_size)
+
+    def logits(self, frame_features, texts):
+        return self.scorer().logits(frame_features, texts)
 
 # %% ../nbs/31_chatunivi.ipynb #4636112f
 class ChatUniViVRSHQ(VRSHQ):
     "VRS-HQ with the paper's own parts; `segment` is `VRSHQ.segment`. For the reference's masks say `gate=False`."
-    def __init__(self,
-        config: dict,               # of `read_config`: kind, vision, llama, sam2, clip (None: fetched when needed), …
+
+    def __init__(
+        self,
+        config: dict,  # of `read_config`: kind, vision, llama, sam2, clip (None: fetched when needed), …
         tokenizer: PaperTokenizer,
-        clip_tokenizer=None,        # of transformers
-        meta: bool = False,         # see `UniViParts`
+        clip_tokenizer=None,  # of transformers
+        meta: bool = False,  # see `UniViParts`
     ):
         nn.Module.__init__(self)
         self.config, self.tokenizer = config, tokenizer
         self.encoder = ChatUniViEncoder(config, tokenizer, meta)
         self.sam2 = padded_sam2(config["sam2"])
-        self.clip = PaperScorer(config["clip"], clip_tokenizer) if config["clip"] else HubClip(config["clip_name"])
+        self.clip = (
+            PaperScorer(config["clip"], clip_tokenizer)
+            if config["clip"]
+            else HubClip(config["clip_name"])
+        )
         self.eval()
 
 # %% ../nbs/31_chatunivi.ipynb #e45044a9
-PLACES = {"encoder.llm.model.": "model.", "encoder.llm.lm_head.": "lm_head.", "encoder.eye.": "model.vision_tower.vision_tower.vision_model.",
-          "encoder.connector.": "model.mm_projector.", "encoder.project.": "model.text_hidden_fcs.0.", "sam2.": "model.visual_model.", "clip.clip.": "clip_model."}
-IGNORED = re.compile(r"rotary_emb\.inv_freq$|embeddings\.position_ids$")   # numbers that follow from the config; transformers 4.31 wrote them down
+PLACES = {
+    "encoder.llm.model.": "model.",
+    "encoder.llm.lm_head.": "lm_head.",
+    "encoder.eye.": "model.vision_tower.vision_tower.vision_model.",
+    "encoder.connector.": "model.mm_projector.",
+    "encoder.project.": "model.text_hidden_fcs.0.",
+    "sam2.": "model.visual_model.",
+    "clip.clip.": "clip_model.",
+}
+IGNORED = re.compile(
+    r"rotary_emb\.inv_freq$|embeddings\.position_ids$"
+)  # numbers that follow from the config; transformers 4.31 wrote them down
+
 
 def released_name(
     name: str,  # of a tensor in our state dict
-) -> str:       # of the same tensor in the released checkpoint
+) -> str:  # of the same tensor in the released checkpoint
     "One name for another; the checkpoint's tensors are used as they are."
     start = next(s for s in PLACES if name.startswith(s))
-    return PLACES[start] + name[len(start):]
+    return PLACES[start] + name[len(start) :]
 
 # %% ../nbs/31_chatunivi.ipynb #140138d9
 INDEXES = "model.safetensors.index.json", "pytorch_model.bin.index.json"
 
+
 def find_shards(
-    folder,   # of a checkpoint
-) -> list:    # paths
+    folder,  # of a checkpoint
+) -> list:  # paths
     "The files that hold the weights, by the index if there is one. A `VRSError` names those that are not there."
     folder = Path(folder)
     for name in INDEXES:
-        if not (folder / name).exists(): continue
-        try: names = sorted(set(json.loads((folder / name).read_text())["weight_map"].values()))
-        except (ValueError, LookupError, TypeError, AttributeError, OSError) as e: raise VRSError(f"{name} in {folder.name!r} is no index of shards ({type(e).__name__}): copy it again") from e
+        if not (folder / name).exists():
+            continue
+        try:
+            names = sorted(set(json.loads((folder / name).read_text())["weight_map"].values()))
+        except (ValueError, LookupError, TypeError, AttributeError, OSError) as e:
+            raise VRSError(
+                f"{name} in {folder.name!r} is no index of shards ({type(e).__name__}): copy it again"
+            ) from e
         if lost := [n for n in names if not (folder / str(n)).exists()]:
-            raise VRSError(f"{len(lost)} of {len(names)} shards are missing in {folder.name!r} ({', '.join(map(str, lost))}): copy them from the checkpoint")
+            raise VRSError(
+                f"{len(lost)} of {len(names)} shards are missing in {folder.name!r} ({', '.join(map(str, lost))}): copy them from the checkpoint"
+            )
         return [folder / n for n in names]
     whole = [p for p in (folder / "model.safetensors", folder / "pytorch_model.bin") if p.exists()]
-    if not whole: raise VRSError(f"{folder.name!r} holds no weights: {INDEXES[1]} and its shards, or model.safetensors, are wanted")
+    if not whole:
+        raise VRSError(
+            f"{folder.name!r} holds no weights: {INDEXES[1]} and its shards, or model.safetensors, are wanted"
+        )
     return whole[:1]
 
 # %% ../nbs/31_chatunivi.ipynb #ea1693a0
 def _load_bin(path):
     "A `torch.save` file, tensors only; not read before it is used, where the file allows that."
-    try: return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except RuntimeError: return torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except RuntimeError:
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 # %% ../nbs/31_chatunivi.ipynb #ddbe9ed5
 def read_shard(
-    path,     # .safetensors or .bin
-) -> dict:    # name -> tensor on the CPU
+    path,  # .safetensors or .bin
+) -> dict:  # name -> tensor on the CPU
     "One file of weights; nothing in it is executed. A `VRSError` for a file that is cut off, or holds anything but tensors."
     path = Path(path)
-    try: state = load_file(path) if path.suffix == ".safetensors" else _load_bin(path)
+    try:
+        state = load_file(path) if path.suffix == ".safetensors" else _load_bin(path)
     except Exception as e:
-        raise VRSError(f"the shard {path.name} cannot be read ({type(e).__name__}): it is cut off or no file of weights, copy it again") from e
-    if not isinstance(state, dict) or not all(isinstance(k, str) and torch.is_tensor(v) for k, v in state.items()): raise VRSError(f"the shard {path.name} holds something else than tensors: it is not of this checkpoint")
+        raise VRSError(
+            f"the shard {path.name} cannot be read ({type(e).__name__}): it is cut off or no file of weights, copy it again"
+        ) from e
+    if not isinstance(state, dict) or not all(
+        isinstance(k, str) and torch.is_tensor(v) for k, v in state.items()
+    ):
+        raise VRSError(
+            f"the shard {path.name} holds something else than tensors: it is not of this checkpoint"
+        )
     return state
 
 # %% ../nbs/31_chatunivi.ipynb #cc07b990
 def read_shards(
-    folder,    # of a checkpoint
-) -> tuple:    # name -> tensor on the CPU; name -> its file
+    folder,  # of a checkpoint
+) -> tuple:  # name -> tensor on the CPU; name -> its file
     "All files of weights. A `VRSError` for a tensor that is there twice."
     given, place = {}, {}
     for shard in find_shards(folder):
         state = read_shard(shard)
-        if twice := sorted(given.keys() & state.keys()): raise VRSError(f"{len(twice)} tensors are in two shards ({', '.join(twice[:12])}): the shards are not of one checkpoint, copy them again")
-        given |= state; place |= dict.fromkeys(state, shard.name)
+        if twice := sorted(given.keys() & state.keys()):
+            raise VRSError(
+                f"{len(twice)} tensors are in two shards ({', '.join(twice[:12])}): the shards are not of one checkpoint, copy them again"
+            )
+        given |= state
+        place |= dict.fromkeys(state, shard.name)
     return given, place
+
 
 def check_index(folder, place):
     "A `VRSError` where a tensor is not in the shard that the index names."
     index = next((Path(folder) / n for n in INDEXES if (Path(folder) / n).exists()), None)
     said = json.loads(index.read_text())["weight_map"] if index else place
     wrong = sorted(k for k in said.keys() | place.keys() if said.get(k) != place.get(k))
-    if wrong: raise VRSError(f"{len(wrong)} tensors are not where {index.name} says ({', '.join(f'{k} in {said.get(k)}' for k in wrong[:12])}): copy the index and the shards again")
+    if wrong:
+        raise VRSError(
+            f"{len(wrong)} tensors are not where {index.name} says ({', '.join(f'{k} in {said.get(k)}' for k in wrong[:12])}): copy the index and the shards again"
+        )
 
 # %% ../nbs/31_chatunivi.ipynb #816cb063
-_LARGE = dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, patch_size=14, hidden_act="quick_gelu", layer_norm_eps=1e-5)
-TOWERS = {"clip-vit-large-patch14": dict(_LARGE, image_size=224), "clip-vit-large-patch14-336": dict(_LARGE, image_size=336)}
-LLAMA_KEYS = ("vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads max_position_embeddings rms_norm_eps "
-              "hidden_act rope_theta rope_scaling pad_token_id bos_token_id eos_token_id").split()
+_LARGE = dict(
+    hidden_size=1024,
+    intermediate_size=4096,
+    num_hidden_layers=24,
+    num_attention_heads=16,
+    patch_size=14,
+    hidden_act="quick_gelu",
+    layer_norm_eps=1e-5,
+)
+TOWERS = {
+    "clip-vit-large-patch14": dict(_LARGE, image_size=224),
+    "clip-vit-large-patch14-336": dict(_LARGE, image_size=336),
+}
+LLAMA_KEYS = (
+    "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads max_position_embeddings rms_norm_eps "
+    "hidden_act rope_theta rope_scaling pad_token_id bos_token_id eos_token_id"
+).split()
 
 # %% ../nbs/31_chatunivi.ipynb #bc66916e
 def _sizes(released, names, folder):
     "What a released config says of a part, under one of the names, or what a json file of that name says beside it."
     for name in names:
-        if released.get(name): return dict(released[name])
-        if (file := Path(folder) / f"{name}.json").exists(): return json.loads(file.read_text())
+        if released.get(name):
+            return dict(released[name])
+        if (file := Path(folder) / f"{name}.json").exists():
+            return json.loads(file.read_text())
 
 # %% ../nbs/31_chatunivi.ipynb #5312f27e
 def _checked(make, config, *args, **kwargs):
     "Builds something from a config or a folder that has one; a `VRSError` where the config describes no model."
-    try: return make(config, *args, **kwargs)
-    except VRSError: raise
-    except Exception as e: raise VRSError(f"config.json does not describe a Chat-UniVi model ({type(e).__name__}: {' '.join(str(e).split())[:120]})") from e
+    try:
+        return make(config, *args, **kwargs)
+    except VRSError:
+        raise
+    except Exception as e:
+        raise VRSError(
+            f"config.json does not describe a Chat-UniVi model ({type(e).__name__}: {' '.join(str(e).split())[:120]})"
+        ) from e
 
 # %% ../nbs/31_chatunivi.ipynb #7294449c
 def released_json(folder) -> dict:
     "config.json of a released checkpoint. `VRSError` where it is of something else."
     released = _checked(lambda f: json.loads((f / "config.json").read_text()), Path(folder))
-    if isinstance(released, dict) and ("mm_hidden_size" in released or "llama" in released): return released
-    raise VRSError(f"{Path(folder).name!r} is no released checkpoint of VRS-HQ: its config.json has no mm_hidden_size")
+    if isinstance(released, dict) and ("mm_hidden_size" in released or "llama" in released):
+        return released
+    raise VRSError(
+        f"{Path(folder).name!r} is no released checkpoint of VRS-HQ: its config.json has no mm_hidden_size"
+    )
 
 # %% ../nbs/31_chatunivi.ipynb #b7bd9113
 def read_config(
-    folder,                     # of the released checkpoint
+    folder,  # of the released checkpoint
     tokenizer: PaperTokenizer,
-) -> dict:                      # our config: kind, llama, vision, select_layer, levels, prompt_width, sam2, clip, clip_name
+) -> (
+    dict
+):  # our config: kind, llama, vision, select_layer, levels, prompt_width, sam2, clip, clip_name
     "LLaMA's sizes from config.json, the others' by name; `vision_config`, `sam2_config`, `clip_config` in it or beside it win."
     released = released_json(folder)
     flat = {**released, **released.get("llama", {})}
     llama = {k: flat[k] for k in LLAMA_KEYS if flat.get(k) is not None}
     llama["vocab_size"] = max(llama.get("vocab_size", 0), len(tokenizer))
-    tower, rates = Path(flat.get("mm_vision_tower") or "clip-vit-large-patch14").name, flat.get("config") or {}
+    tower, rates = (
+        Path(flat.get("mm_vision_tower") or "clip-vit-large-patch14").name,
+        flat.get("config") or {},
+    )
     vision = _sizes(released, ("vision_config", "clip_vision"), folder) or TOWERS.get(tower)
-    if vision is None: raise VRSError(f"unknown vision tower {tower!r}: known are {', '.join(TOWERS)}; others need vision_config in config.json")
+    if vision is None:
+        raise VRSError(
+            f"unknown vision tower {tower!r}: known are {', '.join(TOWERS)}; others need vision_config in config.json"
+        )
     sam2 = _sizes(released, ("sam2_config", "sam2"), folder) or SAM2_LARGE
     levels = [[rates.get(f"spatial_cluster_rate{i}", n), k] for i, (n, k) in enumerate(LEVELS)]
-    return dict(kind="chatunivi", llama=llama, vision=vision, select_layer=flat.get("mm_vision_select_layer", -2), levels=levels,
-                prompt_width=sam2.get("d_model", 256), sam2=sam2, clip=_sizes(released, ("clip_config", "clip_model"), folder), clip_name=CLIP_NAME)
+    return dict(
+        kind="chatunivi",
+        llama=llama,
+        vision=vision,
+        select_layer=flat.get("mm_vision_select_layer", -2),
+        levels=levels,
+        prompt_width=sam2.get("d_model", 256),
+        sam2=sam2,
+        clip=_sizes(released, ("clip_config", "clip_model"), folder),
+        clip_name=CLIP_NAME,
+    )
 
 # %% ../nbs/31_chatunivi.ipynb #06bcaf73
 def put_weights(
-    model: ChatUniViVRSHQ,     # from `meta=True`
-    given: dict,               # name -> tensor
-    where,                     # their folder's name, for the error
-    name=lambda key: key,      # our name -> the name in `given`
-    dtype=None,                # of the language model and its eye; None: as given
+    model: ChatUniViVRSHQ,  # from `meta=True`
+    given: dict,  # name -> tensor
+    where,  # their folder's name, for the error
+    name=lambda key: key,  # our name -> the name in `given`
+    dtype=None,  # of the language model and its eye; None: as given
 ) -> ChatUniViVRSHQ:
     "Puts tensors into the model, every one accounted for, or a `VRSError` lists those that are missing, left over or of another shape."
     names = {key: name(key) for key in model.state_dict()}
     check_state({names[k]: v for k, v in model.state_dict().items()}, given, where)
+
     def cast(key, v):
-        if not v.is_floating_point(): return v
+        if not v.is_floating_point():
+            return v
         large = key.startswith(("encoder.llm", "encoder.eye", "encoder.connector"))
         return v.to(dtype or v.dtype) if large else v.float()
+
     model.load_state_dict({key: cast(key, given[n]) for key, n in names.items()}, assign=True)
     return model.eval()
 
 # %% ../nbs/31_chatunivi.ipynb #c10658f2
 def load_released(
-    folder,          # or a hub id: config.json, tokenizer.model, shards (.bin or .safetensors) with their index; CLIP in clip/ if it is there
-    device="cpu",    # 'cpu', 'cuda', 'mps' or 'auto'
-    dtype=None,      # of the language model, such as torch.float32; None: as stored
-    clip=None,       # folder or hub id of CLIP; None: the checkpoint's clip/, or the hub's when the first frame comes
+    folder,  # or a hub id: config.json, tokenizer.model, shards (.bin or .safetensors) with their index; CLIP in clip/ if it is there
+    device="cpu",  # 'cpu', 'cuda', 'mps' or 'auto'
+    dtype=None,  # of the language model, such as torch.float32; None: as stored
+    clip=None,  # folder or hub id of CLIP; None: the checkpoint's clip/, or the hub's when the first frame comes
 ) -> ChatUniViVRSHQ:
     "The released checkpoint, unchanged. A `VRSError` for one that is incomplete, cut off or of other shapes."
     folder, device = find_weights(folder), find_device(device)
@@ -682,17 +972,29 @@ def load_released(
     given = {k: v for k, v in given.items() if not IGNORED.search(k)}
     config = _checked(read_config, folder, tokenizer)
     clip = clip or (folder / "clip" if (folder / "clip").is_dir() else None)
-    if clip: given = {k: v for k, v in given.items() if not k.startswith("clip_model.")}   # a CLIP of its own comes with its words
-    if clip or not any(k.startswith("clip_model.") for k in given): config["clip"] = None
-    model = put_weights(_checked(ChatUniViVRSHQ, config, tokenizer, meta=True), given, folder.name, released_name, dtype)
+    if clip:
+        given = {
+            k: v for k, v in given.items() if not k.startswith("clip_model.")
+        }  # a CLIP of its own comes with its words
+    if clip or not any(k.startswith("clip_model.") for k in given):
+        config["clip"] = None
+    model = put_weights(
+        _checked(ChatUniViVRSHQ, config, tokenizer, meta=True),
+        given,
+        folder.name,
+        released_name,
+        dtype,
+    )
     check_index(folder, place)
-    if clip: model.clip = load_clip(clip); config["clip"] = model.clip.config
+    if clip:
+        model.clip = load_clip(clip)
+        config["clip"] = model.clip.config
     return model.to(device)
 
 # %% ../nbs/31_chatunivi.ipynb #a9a71872
 def save_tokenizer(
     tokenizer: PaperTokenizer,
-    folder,   # exists
+    folder,  # exists
 ):
     "tokenizer.model as it was, and the ids of the added words."
     (Path(folder) / "tokenizer.model").write_bytes(tokenizer.model.data)
@@ -701,7 +1003,7 @@ def save_tokenizer(
 # %% ../nbs/31_chatunivi.ipynb #1a78d565
 def save_model(
     model: ChatUniViVRSHQ,
-    folder,                            # is made; an older model there is replaced
+    folder,  # is made; an older model there is replaced
     dtype: torch.dtype | None = None,  # of the floats; None: as they are
 ) -> Path:
     "Writes config.json, model.safetensors and the tokenizers, aside first; also `ChatUniViVRSHQ.save_pretrained`. `VRSError` where that fails."
@@ -711,131 +1013,204 @@ def save_model(
         save_file(state, aside / "model.safetensors", metadata={"format": "pt"})
         (aside / "config.json").write_text(json.dumps(model.config, indent=1))
         save_tokenizer(model.tokenizer, aside)
-        if getattr(model.clip, "tokenizer", None): model.clip.tokenizer.save_pretrained(aside / "clip")
+        if getattr(model.clip, "tokenizer", None):
+            model.clip.tokenizer.save_pretrained(aside / "clip")
     return folder
+
 
 ChatUniViVRSHQ.save_pretrained = save_model
 
 # %% ../nbs/31_chatunivi.ipynb #68e5e86e
 def load_converted(
-    folder,          # written by `save_pretrained` or `convert`
+    folder,  # written by `save_pretrained` or `convert`
     device="cpu",
-    dtype=None,      # of the language model; None: as stored
+    dtype=None,  # of the language model; None: as stored
 ) -> ChatUniViVRSHQ:
     "A model in this package's own format. A `VRSError` where it is damaged."
     folder, device = Path(folder).expanduser(), find_device(device)
     config = _checked(lambda f: json.loads((f / "config.json").read_text()), folder)
-    try: words = AutoTokenizer.from_pretrained(folder / "clip") if (folder / "clip").is_dir() else None
-    except Exception as e: raise VRSError(f"CLIP's tokenizer in {folder.name!r} cannot be read ({type(e).__name__}): convert the checkpoint again") from e
+    try:
+        words = (
+            AutoTokenizer.from_pretrained(folder / "clip") if (folder / "clip").is_dir() else None
+        )
+    except Exception as e:
+        raise VRSError(
+            f"CLIP's tokenizer in {folder.name!r} cannot be read ({type(e).__name__}): convert the checkpoint again"
+        ) from e
     model = _checked(ChatUniViVRSHQ, config, PaperTokenizer(folder), words, meta=True)
-    return put_weights(model, read_shard(folder / "model.safetensors"), folder.name, dtype=dtype).to(device)
+    return put_weights(
+        model, read_shard(folder / "model.safetensors"), folder.name, dtype=dtype
+    ).to(device)
 
 # %% ../nbs/31_chatunivi.ipynb #ce487e87
-def is_converted(folder) -> bool: return _checked(lambda f: json.loads((f / "config.json").read_text()).get("kind"), Path(folder)) == "chatunivi"
+def is_converted(folder) -> bool:
+    return (
+        _checked(lambda f: json.loads((f / "config.json").read_text()).get("kind"), Path(folder))
+        == "chatunivi"
+    )
+
 
 def load_model(
-    folder,          # of a released checkpoint, or of a converted one
+    folder,  # of a released checkpoint, or of a converted one
     device="cpu",
 ) -> ChatUniViVRSHQ:
     "What `VRSHQ.from_pretrained` calls for folders of this kind."
     return (load_converted if is_converted(folder) else load_released)(folder, device)
 
+
 def shapes_of(
-    folder,          # of a released checkpoint, or of a converted one
-) -> ChatUniViVRSHQ: # without its large weights
+    folder,  # of a released checkpoint, or of a converted one
+) -> ChatUniViVRSHQ:  # without its large weights
     "A model to be described: of the folder only config.json and the tokenizer are read."
     tokenizer = PaperTokenizer(folder)
-    config = _checked(lambda f: json.loads((f / "config.json").read_text()) if is_converted(f) else read_config(f, tokenizer), Path(folder))
+    config = _checked(
+        lambda f: (
+            json.loads((f / "config.json").read_text())
+            if is_converted(f)
+            else read_config(f, tokenizer)
+        ),
+        Path(folder),
+    )
     return _checked(ChatUniViVRSHQ, config, tokenizer, meta=True)
 
 # %% ../nbs/31_chatunivi.ipynb #e81519b1
 def convert(
-    folder,       # the released checkpoint
-    out,          # a folder to be made
-    dtype=None,   # of the language model; None: as stored
-    clip=None,    # see `load_released`
+    folder,  # the released checkpoint
+    out,  # a folder to be made
+    dtype=None,  # of the language model; None: as stored
+    clip=None,  # see `load_released`
 ) -> Path:
     "The released checkpoint as one safetensors file of this package, which `VRSHQ.from_pretrained` reads."
-    if is_converted(find_weights(folder)): raise VRSError(f"{folder} is in this package's format already: use it as it is")
+    if is_converted(find_weights(folder)):
+        raise VRSError(f"{folder} is in this package's format already: use it as it is")
     return load_released(folder, dtype=dtype, clip=clip).save_pretrained(out)
 
 # %% ../nbs/31_chatunivi.ipynb #e99c0d76
 def nearby_frames(
     keyframe: int,
-    n_frames: int,   # T'
-) -> tuple:          # at most three neighbouring frames, the keyframe's place among them
+    n_frames: int,  # T'
+) -> tuple:  # at most three neighbouring frames, the keyframe's place among them
     "The frames that SAM 2 gets in training, with the reference's slip: of two frames, the last one stays alone."
-    if keyframe == 0: frames = list(range(min(3, n_frames)))
-    elif keyframe == n_frames - 1: frames = list(range(n_frames))[n_frames - 3:]
-    else: frames = [keyframe - 1, keyframe, keyframe + 1]
+    if keyframe == 0:
+        frames = list(range(min(3, n_frames)))
+    elif keyframe == n_frames - 1:
+        frames = list(range(n_frames))[n_frames - 3 :]
+    else:
+        frames = [keyframe - 1, keyframe, keyframe + 1]
     return frames, frames.index(keyframe)
 
 # %% ../nbs/31_chatunivi.ipynb #4afef36f
 def image_logits(
-    sam2: TokenPredictor, features: Features,  # of one image
-    tokens: Tensor,      # (n, D)
-) -> Tensor:             # mask logits (n, h, w)
+    sam2: TokenPredictor,
+    features: Features,  # of one image
+    tokens: Tensor,  # (n, D)
+) -> Tensor:  # mask logits (n, h, w)
     "Masks on a still image as the reference trains them: the token is the only prompt, without the two empty clicks, and nothing is hidden."
-    encoder, image = sam2.sam_prompt_encoder, features.levels[-1] + sam2.no_mem_embed.transpose(1, 2)[..., None]
+    encoder, image = (
+        sam2.sam_prompt_encoder,
+        features.levels[-1] + sam2.no_mem_embed.transpose(1, 2)[..., None],
+    )
     dense = encoder.no_mask_embed.weight[..., None, None].expand(len(tokens), -1, *image.shape[-2:])
-    low, *_ = sam2.sam_mask_decoder(image_embeddings=image, image_pe=encoder.get_dense_pe(), sparse_prompt_embeddings=tokens[:, None],
-                                    dense_prompt_embeddings=dense, multimask_output=False, repeat_image=True, high_res_features=features.levels[:-1])
+    low, *_ = sam2.sam_mask_decoder(
+        image_embeddings=image,
+        image_pe=encoder.get_dense_pe(),
+        sparse_prompt_embeddings=tokens[:, None],
+        dense_prompt_embeddings=dense,
+        multimask_output=False,
+        repeat_image=True,
+        high_res_features=features.levels[:-1],
+    )
     return low[:, 0]
 
 # %% ../nbs/31_chatunivi.ipynb #53e4965c
 @dataclass
 class Sample:
     "One image or video with its conversations, as the reference's loader gives it."
-    images: Tensor       # float [T, 3, S, S], padded, from `PaddedPredictor.prepare`
+
+    images: Tensor  # float [T, 3, S, S], padded, from `PaddedPredictor.prepare`
     images_clip: Tensor  # float [T, 3, s, s], from `clip_images`
-    masks: Tensor        # [N, T, H, W] in {0, 1}, one row a conversation; T = 0 where no masks are asked for
-    inner: tuple         # (h, w) of the picture in its square
-    ids: list            # conversations, (L,) each
-    labels: list         # (L,) each, -100 where the model is not asked
+    masks: (
+        Tensor  # [N, T, H, W] in {0, 1}, one row a conversation; T = 0 where no masks are asked for
+    )
+    inner: tuple  # (h, w) of the picture in its square
+    ids: list  # conversations, (L,) each
+    labels: list  # (L,) each, -100 where the model is not asked
 
 # %% ../nbs/31_chatunivi.ipynb #44b6133a
 def read_sample(
-    encoder: ChatUniViEncoder,
-    sample: Sample,
-) -> tuple:          # cross-entropies (of all asked positions), list of (seg (T, D), tak (1, D))
+    encoder: ChatUniViEncoder, sample: Sample
+) -> tuple:  # cross-entropies (of all asked positions), list of (seg (T, D), tak (1, D))
     "LLaMA over each conversation of a sample: what it should have said, and its tokens."
     cells, said, tokens = encoder.tokens_of(encoder.look(sample.images_clip)), [], []
     for ids, labels in zip(sample.ids, sample.labels):
         hidden, n = encoder.hidden(encoder.embed(cells, ids)), cells.shape[1]
         wanted = encoder.expand(ids, n, labels)[1:]
-        said.append(F.cross_entropy(encoder.llm.lm_head(hidden[:-1])[wanted != -100].float(), wanted[wanted != -100], reduction="none"))
-        if sample.masks.numel(): tokens.append([encoder.project(x) for x in gather_tokens(hidden, encoder.expand(ids, n), encoder.seg_id, encoder.tak_id)])
+        said.append(
+            F.cross_entropy(
+                encoder.llm.lm_head(hidden[:-1])[wanted != -100].float(),
+                wanted[wanted != -100],
+                reduction="none",
+            )
+        )
+        if sample.masks.numel():
+            tokens.append(
+                [
+                    encoder.project(x)
+                    for x in gather_tokens(
+                        hidden, encoder.expand(ids, n), encoder.seg_id, encoder.tak_id
+                    )
+                ]
+            )
     return torch.cat(said), tokens
 
 # %% ../nbs/31_chatunivi.ipynb #d6d26bec
 def sample_masks(
     sam2: PaddedPredictor,
     sample: Sample,
-    tokens: list,          # (seg, tak) of each conversation
-    alpha: float = .1,     # of TDA
-) -> tuple:                # mask logits (M, H, W), the true masks (M, H, W)
+    tokens: list,  # (seg, tak) of each conversation
+    alpha: float = 0.1,  # of TDA
+) -> tuple:  # mask logits (M, H, W), the true masks (M, H, W)
     "Masks as trained: an image from its `[TAK]` alone, a video from the fused token on its keyframe and two neighbours."
     height, width = sample.masks.shape[-2:]
-    with torch.no_grad(): features = Features(*sam2.encode_batch(sample.images), height, width)
-    if len(sample.images) == 1: low, true = image_logits(sam2, features, torch.cat([tak for _, tak in tokens])), sample.masks[:, 0]
+    with torch.no_grad():
+        features = Features(*sam2.encode_batch(sample.images), height, width)
+    if len(sample.images) == 1:
+        low, true = (
+            image_logits(sam2, features, torch.cat([tak for _, tak in tokens])),
+            sample.masks[:, 0],
+        )
     else:
         fused = [tda(seg, tak, alpha) for seg, tak in tokens]
         clips = [nearby_frames(int(weights.argmax()), len(weights)) for _, weights in fused]
-        low = torch.cat([sam2.propagate(features[frames], at, prompt="token", token=token) for (token, _), (frames, at) in zip(fused, clips)])
+        low = torch.cat(
+            [
+                sam2.propagate(features[frames], at, prompt="token", token=token)
+                for (token, _), (frames, at) in zip(fused, clips)
+            ]
+        )
         true = torch.cat([masks[frames] for masks, (frames, _) in zip(sample.masks, clips)])
     return crop_logits(low, sam2.image_size, sample.inner, height, width, None), true.to(low)
 
 # %% ../nbs/31_chatunivi.ipynb #6e59bcb8
 def paper_losses(
     model: ChatUniViVRSHQ,
-    samples: list,       # `Sample`s of a batch
-    alpha: float = .1,   # of TDA
-) -> tuple:              # dict of ce, bce, dice (weighted) and loss; list of (mask logits, true masks) per sample
+    samples: list,  # `Sample`s of a batch
+    alpha: float = 0.1,  # of TDA
+) -> (
+    tuple
+):  # dict of ce, bce, dice (weighted) and loss; list of (mask logits, true masks) per sample
     "`1·CE + 2·BCE + 0.5·Dice` as the reference adds them up (VRS-HQ, training): masks of all samples weigh the same."
     read = [read_sample(model.encoder, s) for s in samples]
-    masks = [sample_masks(model.sam2, s, tokens, alpha) if tokens else (s.masks.new_zeros(0, *s.masks.shape[-2:], dtype=torch.float),) * 2
-             for s, (_, tokens) in zip(samples, read)]
+    masks = [
+        sample_masks(model.sam2, s, tokens, alpha)
+        if tokens
+        else (s.masks.new_zeros(0, *s.masks.shape[-2:], dtype=torch.float),) * 2
+        for s, (_, tokens) in zip(samples, read)
+    ]
     count = sum(len(x) for x, _ in masks) + 1e-8
     ce = torch.cat([said for said, _ in read]).mean()
-    bce, dice = (weight * sum(f(x, y) * len(x) for x, y in masks) / count for weight, f in ((2., bce_loss), (.5, dice_loss)))
+    bce, dice = (
+        weight * sum(f(x, y) * len(x) for x, y in masks) / count
+        for weight, f in ((2.0, bce_loss), (0.5, dice_loss))
+    )
     return dict(ce=ce, bce=bce, dice=dice, loss=ce + bce + dice), masks

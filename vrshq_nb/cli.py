@@ -13,7 +13,16 @@ __all__ = ['COMMANDS', 'ENDINGS', 'DATASET', 'MODEL', 'DEVICE', 'QUIET', 'JSON',
            'setting', 'benchmark_model', 'print_results', 'evaluate_command', 'bench_command']
 
 # %% ../nbs/41_cli.ipynb #264b1863
-import argparse, importlib.metadata, json, linecache, logging, os, re, sys, tempfile, warnings
+import argparse
+import importlib.metadata
+import json
+import linecache
+import logging
+import os
+import re
+import sys
+import tempfile
+import warnings
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,47 +31,67 @@ from pathlib import Path
 class UsageError(ValueError):
     "A command line that makes no sense."
 
+
 class Parser(argparse.ArgumentParser):
     "argparse whose errors are exceptions, and whose examples are shown as they were written."
+
     def __init__(self, *args, **kwargs):
-        super().__init__(*args, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **kwargs)
-    def error(self, message): raise UsageError(f"{message} (see {self.prog} --help)")
+        super().__init__(
+            *args,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+            **kwargs,
+        )
+
+    def error(self, message):
+        raise UsageError(f"{message} (see {self.prog} --help)")
 
 # %% ../nbs/41_cli.ipynb #d22b761e
 def is_bad_input(
-    error:BaseException, # caught, so that it has a traceback
-)->bool:
+    error: BaseException,  # caught, so that it has a traceback
+) -> bool:
     "Whether an error is this package's word on its input: `VRSError`, `UsageError`, or a `ValueError` that one of its lines raised."
-    if isinstance(error, UsageError): return True
+    if isinstance(error, UsageError):
+        return True
     from vrshq_nb.video import VRSError
-    if isinstance(error, VRSError): return True
+
+    if isinstance(error, VRSError):
+        return True
     where = error.__traceback__
-    while where and where.tb_next: where = where.tb_next
-    if not isinstance(error, ValueError) or where is None: return False
+    while where and where.tb_next:
+        where = where.tb_next
+    if not isinstance(error, ValueError) or where is None:
+        return False
     frame = where.tb_frame
     ours = frame.f_globals.get("__name__", "").split(".")[0] == "vrshq_nb"
     return ours and "raise" in linecache.getline(frame.f_code.co_filename, where.tb_lineno)
 
 # %% ../nbs/41_cli.ipynb #2027c293
-def one_line(error, most=400): # text of an error, on one line and not endless
+def one_line(error, most=400):  # text of an error, on one line and not endless
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= most else text[:most] + " …"
 
+
 def exit_status(
-    job, # function without arguments
-)->int: # 0 done, 2 bad input, 130 stopped, 141 nobody reads
+    job,  # function without arguments
+) -> int:  # 0 done, 2 bad input, 130 stopped, 141 nobody reads
     "Run a job; its errors about input become one line on standard error, others keep their traceback."
     try:
         job()
         sys.stdout.flush()
         return 0
-    except SystemExit as e: return e.code or 0 # --help and --version
-    except KeyboardInterrupt: print("vrshq: stopped", file=sys.stderr); return 130
+    except SystemExit as e:
+        return e.code or 0  # --help and --version
+    except KeyboardInterrupt:
+        print("vrshq: stopped", file=sys.stderr)
+        return 130
     except BrokenPipeError:
-        with suppress(OSError, ValueError): os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except Exception as e:
-        if not is_bad_input(e): raise
+        if not is_bad_input(e):
+            raise
         print(f"vrshq: error: {one_line(e)}", file=sys.stderr)
         return 2
 
@@ -70,286 +99,527 @@ def exit_status(
 @contextmanager
 def quiet_libraries():
     "Keep warnings and log lines of libraries off the terminal, and their progress bars where there is no terminal."
-    quiet = dict(TRANSFORMERS_VERBOSITY="error", TOKENIZERS_PARALLELISM="false", HF_HUB_DISABLE_TELEMETRY="1", MPLBACKEND="Agg")
-    if not sys.stderr.isatty(): quiet["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
-    for name, value in quiet.items(): os.environ.setdefault(name, value)
+    quiet = dict(
+        TRANSFORMERS_VERBOSITY="error",
+        TOKENIZERS_PARALLELISM="false",
+        HF_HUB_DISABLE_TELEMETRY="1",
+        MPLBACKEND="Agg",
+    )
+    if not sys.stderr.isatty():
+        quiet["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    for name, value in quiet.items():
+        os.environ.setdefault(name, value)
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    finally: logging.disable(before)
+    finally:
+        logging.disable(before)
 
 # %% ../nbs/41_cli.ipynb #db528377
-COMMANDS = {} # name -> (function, one line of help, examples, arguments)
+COMMANDS = {}  # name -> (function, one line of help, examples, arguments)
 
-def arg(*names, **options): return names, options # one argument, as argparse wants it
+
+def arg(*names, **options):
+    return names, options  # one argument, as argparse wants it
+
 
 def command(
-    help:str, # one line
-    examples:str, # lines of examples
-    *arguments, # of `arg`
-): # decorator for a function `NAME_command(args)`
+    help: str,  # one line
+    examples: str,  # lines of examples
+    *arguments,  # of `arg`
+):  # decorator for a function `NAME_command(args)`
     "Make a function a command of the program."
+
     def register(job):
         COMMANDS[job.__name__.removesuffix("_command")] = job, help, examples, arguments
         return job
+
     return register
 
 # %% ../nbs/41_cli.ipynb #f53f4748
-def build_parser()->Parser:
+def build_parser() -> Parser:
     "The parser of the whole program, made of `COMMANDS`."
     from vrshq_nb import __version__
+
     about = "Video reasoning segmentation: a video and a sentence in, a mask for every frame out."
     codes = "Exit status: 0 done, 2 bad input (one line on standard error says what to do), 130 stopped.\nBegin with: vrshq demo"
     parser = Parser(prog="vrshq", description=about, epilog=codes)
     parser.add_argument("--version", action="version", version=f"vrshq {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, title="commands (vrshq COMMAND --help shows examples)")
+    commands = parser.add_subparsers(
+        dest="command",
+        metavar="COMMAND",
+        required=True,
+        title="commands (vrshq COMMAND --help shows examples)",
+    )
     for name, (job, help, examples, arguments) in COMMANDS.items():
-        examples = "examples:\n" + "\n".join(f"  {line.strip()}" for line in examples.strip().splitlines())
-        p = commands.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".", epilog=examples)
-        for names, options in arguments: p.add_argument(*names, **options)
+        examples = "examples:\n" + "\n".join(
+            f"  {line.strip()}" for line in examples.strip().splitlines()
+        )
+        p = commands.add_parser(
+            name, help=help, description=help[0].upper() + help[1:] + ".", epilog=examples
+        )
+        for names, options in arguments:
+            p.add_argument(*names, **options)
         p.set_defaults(job=job)
     return parser
 
 # %% ../nbs/41_cli.ipynb #29f14fe5
 def main(
-    argv:list|None=None, # arguments; None: those of the process
-)->int: # exit status
+    argv: list | None = None,  # arguments; None: those of the process
+) -> int:  # exit status
     "The program `vrshq`."
+
     def job():
-        with suppress(AttributeError): sys.stdout.reconfigure(errors="backslashreplace") # a terminal that lacks a letter
+        with suppress(AttributeError):
+            sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that lacks a letter
         args, more = build_parser().parse_known_args(argv)
         if more and (not hasattr(args, "text") or any(m.startswith("-") for m in more)):
             raise UsageError(f"unknown argument {more[0]!r} (see vrshq {args.command} --help)")
-        if more: args.text += more # sentences after an option
-        with quiet_libraries(): args.job(args)
+        if more:
+            args.text += more  # sentences after an option
+        with quiet_libraries():
+            args.job(args)
+
     return exit_status(job)
 
 # %% ../nbs/41_cli.ipynb #032ec0eb
-ENDINGS = {"mp4": ".mp4", "gif": ".gif", "json": ".json", "png": ""} # a folder of PNGs has no ending
+ENDINGS = {
+    "mp4": ".mp4",
+    "gif": ".gif",
+    "json": ".json",
+    "png": "",
+}  # a folder of PNGs has no ending
 
-def slug(text:str, most:int=40)->str:
+
+def slug(text: str, most: int = 40) -> str:
     "A sentence as a part of a file's name."
     return re.sub(r"\W+", "_", text.lower())[:most].strip("_") or "sentence"
 
-def numbered(names:list)->list:
+
+def numbered(names: list) -> list:
     "The same names; those that come again get a number."
-    return [n if n not in names[:i] else f"{n}_{names[:i].count(n) + 1}" for i, n in enumerate(names)]
+    return [
+        n if n not in names[:i] else f"{n}_{names[:i].count(n) + 1}" for i, n in enumerate(names)
+    ]
+
 
 def plan_outputs(
-    video, # path of the video: gives the names their start
-    texts:list, # n sentences
-    out:str|None=None, # what -o says: file, folder of PNGs, or with `kind` a folder for files
-    kind:str|None=None, # mp4, gif, json, png or none; None: as `out` says, else mp4
-)->list: # n paths, None where nothing is to be written
+    video,  # path of the video: gives the names their start
+    texts: list,  # n sentences
+    out: str | None = None,  # what -o says: file, folder of PNGs, or with `kind` a folder for files
+    kind: str | None = None,  # mp4, gif, json, png or none; None: as `out` says, else mp4
+) -> list:  # n paths, None where nothing is to be written
     "Where the result of each sentence goes. `UsageError` for an ending that nobody can write."
-    if kind == "none": return [None] * len(texts)
+    if kind == "none":
+        return [None] * len(texts)
     names = numbered([f"{Path(video).resolve().stem}_{slug(t)}" for t in texts])
-    if out is None: return [Path(n + ENDINGS[kind or "mp4"]) for n in names]
+    if out is None:
+        return [Path(n + ENDINGS[kind or "mp4"]) for n in names]
     path = Path(out).expanduser()
     ending, wanted = path.suffix.lower(), ENDINGS.get(kind)
     if ending not in ENDINGS.values() or not path.resolve().name:
-        raise UsageError(f"cannot save as {out!r}: end the name in .mp4, .gif or .json, or give a folder (no ending) for PNG masks")
-    if ending and wanted not in (None, ending): raise UsageError(f"-o {out} and --format {kind} do not agree: leave one of them out")
-    if wanted and not ending: return [path / (n + wanted) for n in names]
-    return [path] if len(texts) == 1 else [path.with_name(f"{path.stem}-{i}{ending}") for i in range(1, len(texts) + 1)]
+        raise UsageError(
+            f"cannot save as {out!r}: end the name in .mp4, .gif or .json, or give a folder (no ending) for PNG masks"
+        )
+    if ending and wanted not in (None, ending):
+        raise UsageError(f"-o {out} and --format {kind} do not agree: leave one of them out")
+    if wanted and not ending:
+        return [path / (n + wanted) for n in names]
+    return (
+        [path]
+        if len(texts) == 1
+        else [path.with_name(f"{path.stem}-{i}{ending}") for i in range(1, len(texts) + 1)]
+    )
 
 # %% ../nbs/41_cli.ipynb #457ee06e
 def obstacle(path, names, source):
     "What stands in the way of writing `path`, in words; see `check_output`."
-    if not path.parent.is_dir(): return f"there is no folder {path.parent}; make it first"
-    if source and path.exists() and path.samefile(source): return "it is the video itself; choose another name"
-    if names is None and path.is_dir(): return "it is a folder; give the name of a file"
-    if names is not None and path.exists() and not path.is_dir(): return "it is a file; give the name of a folder"
-    other = sorted({p.name for p in path.iterdir()} - set(names)) if path.is_dir() and names != "any" else []
-    if other: return f"the folder holds other files ({other[0]}); choose a new or an empty one"
+    if not path.parent.is_dir():
+        return f"there is no folder {path.parent}; make it first"
+    if source and path.exists() and path.samefile(source):
+        return "it is the video itself; choose another name"
+    if names is None and path.is_dir():
+        return "it is a folder; give the name of a file"
+    if names is not None and path.exists() and not path.is_dir():
+        return "it is a file; give the name of a folder"
+    other = (
+        sorted({p.name for p in path.iterdir()} - set(names))
+        if path.is_dir() and names != "any"
+        else []
+    )
+    if other:
+        return f"the folder holds other files ({other[0]}); choose a new or an empty one"
     where = path if path.is_dir() and names == "any" else path.parent
-    with tempfile.NamedTemporaryFile(dir=where, prefix=f".{path.stem}-", suffix=path.suffix): return ""
+    with tempfile.NamedTemporaryFile(dir=where, prefix=f".{path.stem}-", suffix=path.suffix):
+        return ""
+
 
 def check_output(
-    path:Path, # what will be written
-    names:list|str|None=None, # None: it is a file; else a folder, and what it may hold already; "any": all
-    source=None, # the video, which must stay
+    path: Path,  # what will be written
+    names: list
+    | str
+    | None = None,  # None: it is a file; else a folder, and what it may hold already; "any": all
+    source=None,  # the video, which must stay
 ):
     "A `VRSError` now, and not after the work, where `path` cannot be written."
     from vrshq_nb.video import VRSError, reason
-    try: problem = obstacle(path, names, source)
-    except OSError as e: problem = f"{reason(e)}; choose another place"
-    if problem: raise VRSError(f"cannot write {path}: {problem}")
+
+    try:
+        problem = obstacle(path, names, source)
+    except OSError as e:
+        problem = f"{reason(e)}; choose another place"
+    if problem:
+        raise VRSError(f"cannot write {path}: {problem}")
 
 # %% ../nbs/41_cli.ipynb #4d75a594
 def read_sentences(
-    texts:list, # as given; "-": the lines of standard input
-)->list: # checked by `clean_expression`
+    texts: list,  # as given; "-": the lines of standard input
+) -> list:  # checked by `clean_expression`
     "The sentences of a command line. `VRSError` for one that is empty or too long."
     from vrshq_nb.tokens import clean_expression
-    with suppress(AttributeError): sys.stdin.reconfigure(errors="replace")
-    given = [line for t in texts for line in ([s for s in sys.stdin.read().splitlines() if s.strip()] if t == "-" else [t])]
-    if not given: raise UsageError("standard input holds no sentence: write one on each line")
+
+    with suppress(AttributeError):
+        sys.stdin.reconfigure(errors="replace")
+    given = [
+        line
+        for t in texts
+        for line in ([s for s in sys.stdin.read().splitlines() if s.strip()] if t == "-" else [t])
+    ]
+    if not given:
+        raise UsageError("standard input holds no sentence: write one on each line")
     return [clean_expression(t.encode("utf-8", "replace").decode()) for t in given]
 
 # %% ../nbs/41_cli.ipynb #c3065190
 def as_record(
-    seg, # `Segmentation`
-    output=None, # where it was saved
-    rle:bool=False, # with the masks, as COCO run lengths
-)->dict: # ready for json
+    seg,  # `Segmentation`
+    output=None,  # where it was saved
+    rle: bool = False,  # with the masks, as COCO run lengths
+) -> dict:  # ready for json
     "A result without its arrays."
-    video = dict(name=seg.video.name, frames=len(seg.video), width=seg.video.width, height=seg.video.height, fps=seg.fps)
-    record = dict(text=seg.text, found=seg.found, keyframe=seg.keyframe, anchor=seg.anchor, answer=seg.answer, share=round(float(seg.masks.mean()), 6),
-                  candidates=[{k: v if isinstance(v, int) else round(float(v), 6) for k, v in vars(c).items() if v is not None} for c in seg.candidates],
-                  video=video, timings={k: round(v, 4) for k, v in seg.timings.items()}, output=str(output) if output else None)
+    video = dict(
+        name=seg.video.name,
+        frames=len(seg.video),
+        width=seg.video.width,
+        height=seg.video.height,
+        fps=seg.fps,
+    )
+    record = dict(
+        text=seg.text,
+        found=seg.found,
+        keyframe=seg.keyframe,
+        anchor=seg.anchor,
+        answer=seg.answer,
+        share=round(float(seg.masks.mean()), 6),
+        candidates=[
+            {
+                k: v if isinstance(v, int) else round(float(v), 6)
+                for k, v in vars(c).items()
+                if v is not None
+            }
+            for c in seg.candidates
+        ],
+        video=video,
+        timings={k: round(v, 4) for k, v in seg.timings.items()},
+        output=str(output) if output else None,
+    )
     if rle:
         from vrshq_nb.model import to_rle
+
         record["masks"] = [to_rle(m) for m in seg.masks]
     return record
 
 # %% ../nbs/41_cli.ipynb #db49db29
-def whole(low:int, high:int): # for `type=` of an argument: whole numbers from low to high
+def whole(low: int, high: int):  # for `type=` of an argument: whole numbers from low to high
     def parse(text):
         with suppress(ValueError):
-            if low <= (n := int(text)) <= high: return n
+            if low <= (n := int(text)) <= high:
+                return n
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {low} to {high}")
+
     return parse
 
-def device_name(text:str)->str:
+
+def device_name(text: str) -> str:
     "A device that torch could know; whether this machine has it turns out later."
-    if re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:\d+)?", text): return text
-    raise argparse.ArgumentTypeError(f"unknown device {text!r}: choose auto, cpu, cuda, cuda:0 or mps")
+    if re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:\d+)?", text):
+        return text
+    raise argparse.ArgumentTypeError(
+        f"unknown device {text!r}: choose auto, cpu, cuda, cuda:0 or mps"
+    )
 
-DATASET = arg("--dataset", metavar="NAME", help="revos, mevis, ref-youtube-vos, ref-davis17, reasonvos, reasonseg, refcoco, refcoco+, refcocog, minivrs, or your own: file.py:Class")
-MODEL = arg("--model", default="nano", metavar="M", help="nano (inside the package), a folder, or a hub id owner/name (default: nano)")
-DEVICE = arg("--device", default="auto", type=device_name, metavar="D", help="auto, cpu, cuda, cuda:1 or mps (default: auto, the fastest that is there)")
-QUIET = arg("-q", "--quiet", action="store_true", help="no progress bars (there are none anyway where standard error is no terminal)")
-JSON = arg("--json", action="store_true", help="print one JSON document on standard output, and nothing else")
 
-def progress_wanted(args): return not args.quiet and sys.stderr.isatty()
+DATASET = arg(
+    "--dataset",
+    metavar="NAME",
+    help="revos, mevis, ref-youtube-vos, ref-davis17, reasonvos, reasonseg, refcoco, refcoco+, refcocog, minivrs, or your own: file.py:Class",
+)
+MODEL = arg(
+    "--model",
+    default="nano",
+    metavar="M",
+    help="nano (inside the package), a folder, or a hub id owner/name (default: nano)",
+)
+DEVICE = arg(
+    "--device",
+    default="auto",
+    type=device_name,
+    metavar="D",
+    help="auto, cpu, cuda, cuda:1 or mps (default: auto, the fastest that is there)",
+)
+QUIET = arg(
+    "-q",
+    "--quiet",
+    action="store_true",
+    help="no progress bars (there are none anyway where standard error is no terminal)",
+)
+JSON = arg(
+    "--json",
+    action="store_true",
+    help="print one JSON document on standard output, and nothing else",
+)
+
+
+def progress_wanted(args):
+    return not args.quiet and sys.stderr.isatty()
 
 # %% ../nbs/41_cli.ipynb #610f72f8
-@command("masks of what each sentence means, in every frame of a video",
+@command(
+    "masks of what each sentence means, in every frame of a video",
     """vrshq segment film.mp4 "the bird still flying at the end"
        vrshq segment film.mp4 "the red kite" "what leaves first?" -o result.gif    (result-1.gif, result-2.gif)
        vrshq segment frames/ "the dog" -o masks                                    (a folder of PNG masks)
        vrshq segment film.mp4 "the dog" --json --rle --format none | jq .keyframe
        vrshq segment film.mp4 - --format json -o results < sentences.txt""",
     arg("video", metavar="VIDEO", help="mp4, webm, mov or gif file, or a folder of pictures"),
-    arg("text", metavar="TEXT", nargs="+", help="a sentence; several share the work on the frames; - reads them from standard input, one a line"),
-    arg("-o", "--out", help=".mp4 or .gif (overlay), .json (COCO run lengths), or a folder for PNG masks; several sentences are numbered "
-                            "(default: VIDEO_SENTENCE.mp4 in the current folder)"),
-    arg("--format", choices=[*ENDINGS, "none"], help="what to write; with -o FOLDER, one file a sentence in that folder; none: nothing"),
-    MODEL, DEVICE, JSON, arg("--rle", action="store_true", help="with --json: the masks too, as COCO run lengths"),
-    arg("-k", type=whole(2, 64), default=12, metavar="K", help="frames that the language model sees, at most (default: 12)"), QUIET)
+    arg(
+        "text",
+        metavar="TEXT",
+        nargs="+",
+        help="a sentence; several share the work on the frames; - reads them from standard input, one a line",
+    ),
+    arg(
+        "-o",
+        "--out",
+        help=".mp4 or .gif (overlay), .json (COCO run lengths), or a folder for PNG masks; several sentences are numbered "
+        "(default: VIDEO_SENTENCE.mp4 in the current folder)",
+    ),
+    arg(
+        "--format",
+        choices=[*ENDINGS, "none"],
+        help="what to write; with -o FOLDER, one file a sentence in that folder; none: nothing",
+    ),
+    MODEL,
+    DEVICE,
+    JSON,
+    arg("--rle", action="store_true", help="with --json: the masks too, as COCO run lengths"),
+    arg(
+        "-k",
+        type=whole(2, 64),
+        default=12,
+        metavar="K",
+        help="frames that the language model sees, at most (default: 12)",
+    ),
+    QUIET,
+)
 def segment_command(args):
     from vrshq_nb.video import Video
+
     video = Video.open(args.video)
     texts = read_sentences(args.text)
     outputs = plan_outputs(args.video, texts, args.out, args.format)
-    for path in filter(None, outputs): check_output(path, None if path.suffix else [f"{t:05d}.png" for t in range(len(video))], args.video)
+    for path in filter(None, outputs):
+        check_output(
+            path, None if path.suffix else [f"{t:05d}.png" for t in range(len(video))], args.video
+        )
     from vrshq_nb.model import VRSHQ
-    results = VRSHQ.from_pretrained(args.model, args.device).segment(video, texts, k=args.k, progress=progress_wanted(args))
+
+    results = VRSHQ.from_pretrained(args.model, args.device).segment(
+        video, texts, k=args.k, progress=progress_wanted(args)
+    )
     for seg, path in zip(results, outputs):
-        if path: seg.save(path)
+        if path:
+            seg.save(path)
     records = [as_record(*pair, args.rle) for pair in zip(results, outputs)]
-    if args.json: print(json.dumps(records[0] if len(records) == 1 else records))
+    if args.json:
+        print(json.dumps(records[0] if len(records) == 1 else records))
     else:
-        for r in records: print(f"{r['text']}: " + (f"keyframe {r['keyframe']}, {r['share']:.1%} of the pixels" if r["found"] else "nothing of the kind is there")
-                                + (f" -> {r['output']}" if r["output"] else ""))
+        for r in records:
+            print(
+                f"{r['text']}: "
+                + (
+                    f"keyframe {r['keyframe']}, {r['share']:.1%} of the pixels"
+                    if r["found"]
+                    else "nothing of the kind is there"
+                )
+                + (f" -> {r['output']}" if r["output"] else "")
+            )
 
 # %% ../nbs/41_cli.ipynb #819487ca
 @dataclass(frozen=True)
 class Sample:
     "A clip of the demo: its place in MiniVRS, and the sentence."
+
     name: str
-    index: int     # of MiniVRS(SAMPLE_SPLIT, seed=SAMPLE_SEED)
-    family: str    # of the grammar
-    pattern: str   # what was looked for; {colour} and {kind} stand for all of them
-    text: str      # what the rule found
+    index: int  # of MiniVRS(SAMPLE_SPLIT, seed=SAMPLE_SEED)
+    family: str  # of the grammar
+    pattern: str  # what was looked for; {colour} and {kind} stand for all of them
+    text: str  # what the rule found
+
 
 SAMPLE_SPLIT, SAMPLE_SEED = "val", 7
-SAMPLES = [Sample(*row) for row in (
-    ("explicit", 0, "look", "the {colour} {kind}", "the blue kite"),
-    ("common_sense", 27, "sense", "the thing that keeps the rain off", "the thing that keeps the rain off"),
-    ("wind", 7, "sense", "the thing pushed by the wind", "the thing pushed by the wind"),
-    ("tail", 28, "time", "the cat of which only the tail shows at the end", "the cat of which only the tail shows at the end"),
-    ("still_flying", 2, "time", "the bird still flying at the last moment", "the bird still flying at the last moment"),
-    ("leaves_first", 1, "time", r"which \w+ leaves first\?", "which car leaves first?"),
-    ("fastest", 3, "compare", r"the \w+ that moves fastest", "the kite that moves fastest"),
-    ("moving", 6, "motion", r"the \w+ moving to the left", "the fish moving to the left"),
-    ("all_animals", 5, "several", "all the animals", "all the animals"),
-    ("nothing", 4, "absent", "the {colour} {kind}", "the blue ball"))]
+SAMPLES = [
+    Sample(*row)
+    for row in (
+        ("explicit", 0, "look", "the {colour} {kind}", "the blue kite"),
+        (
+            "common_sense",
+            27,
+            "sense",
+            "the thing that keeps the rain off",
+            "the thing that keeps the rain off",
+        ),
+        ("wind", 7, "sense", "the thing pushed by the wind", "the thing pushed by the wind"),
+        (
+            "tail",
+            28,
+            "time",
+            "the cat of which only the tail shows at the end",
+            "the cat of which only the tail shows at the end",
+        ),
+        (
+            "still_flying",
+            2,
+            "time",
+            "the bird still flying at the last moment",
+            "the bird still flying at the last moment",
+        ),
+        ("leaves_first", 1, "time", r"which \w+ leaves first\?", "which car leaves first?"),
+        ("fastest", 3, "compare", r"the \w+ that moves fastest", "the kite that moves fastest"),
+        ("moving", 6, "motion", r"the \w+ moving to the left", "the fish moving to the left"),
+        ("all_animals", 5, "several", "all the animals", "all the animals"),
+        ("nothing", 4, "absent", "the {colour} {kind}", "the blue ball"),
+    )
+]
 
 # %% ../nbs/41_cli.ipynb #08d448ef
 def say(
-    record, # of a clip
-    family:str, # of the grammar
-    pattern:str, # regular expression for the whole sentence
-    tries:int=1500, # sentences drawn
-): # generator of `Expression`
+    record,  # of a clip
+    family: str,  # of the grammar
+    pattern: str,  # regular expression for the whole sentence
+    tries: int = 1500,  # sentences drawn
+):  # generator of `Expression`
     "Sentences of a family about a clip that fit a pattern, as chance brings them, but always the same chance."
     import numpy as np
     from vrshq_nb.minivrs import COLOURS, KINDS, try_expression
-    pattern = re.compile(pattern.replace("{colour}", f"({'|'.join(COLOURS)})").replace("{kind}", f"({'|'.join(KINDS)})"))
+
+    pattern = re.compile(
+        pattern.replace("{colour}", f"({'|'.join(COLOURS)})").replace(
+            "{kind}", f"({'|'.join(KINDS)})"
+        )
+    )
     rng = np.random.default_rng(0)
     drawn = (try_expression(record, rng, family, SAMPLE_SPLIT) for _ in range(tries))
     yield from (e for e in drawn if e and pattern.fullmatch(e.text))
 
+
 def sample_clips(
-    names:list|None=None, # of `SAMPLES`; None: all
-): # generator of (name, Clip, Expression)
+    names: list | None = None,  # of `SAMPLES`; None: all
+):  # generator of (name, Clip, Expression)
     "The clips of the demo, drawn anew, each with its sentence and what it means there. `VRSError` for an unknown name."
     from vrshq_nb.minivrs import MiniVRS
+
     unknown = set(names or []) - {s.name for s in SAMPLES}
-    if unknown: raise UsageError(f"no sample {sorted(unknown)[0]!r}: choose from {', '.join(s.name for s in SAMPLES)}")
+    if unknown:
+        raise UsageError(
+            f"no sample {sorted(unknown)[0]!r}: choose from {', '.join(s.name for s in SAMPLES)}"
+        )
     for s in SAMPLES:
-        if names and s.name not in names: continue
+        if names and s.name not in names:
+            continue
         clip = MiniVRS(SAMPLE_SPLIT, n=s.index + 1, seed=SAMPLE_SEED)[s.index]
         yield s.name, clip, next(say(clip.record, s.family, re.escape(s.text)))
 
 # %% ../nbs/41_cli.ipynb #f95cbc7c
 def demo_picture(
-    seg, # `Segmentation`
-    true, # bool (T, H, W)
-): # Picture
+    seg,  # `Segmentation`
+    true,  # bool (T, H, W)
+):  # Picture
     "A result over the truth: the same frames, the truth in green."
     import numpy as np
     from vrshq_nb.viz import Picture, contact_sheet, pick_frames
+
     pick = pick_frames(len(seg.masks), 6, seg.keyframe)
-    truth = contact_sheet(seg.video.frames(pick), true[pick], [f"truth {t}" for t in pick], len(pick), colours=[(42, 157, 90)])
+    truth = contact_sheet(
+        seg.video.frames(pick),
+        true[pick],
+        [f"truth {t}" for t in pick],
+        len(pick),
+        colours=[(42, 157, 90)],
+    )
     return Picture(np.concatenate([seg.show().array, truth.array]))
 
+
 def demo_row(
-    model, # `VRSHQ`
-    name:str,
-    clip, # `Clip`
-    expression, # `Expression` about it
-    folder:Path, # for clip, overlay and picture
-)->dict: # text, keyframe, J, F, found, there
+    model,  # `VRSHQ`
+    name: str,
+    clip,  # `Clip`
+    expression,  # `Expression` about it
+    folder: Path,  # for clip, overlay and picture
+) -> dict:  # text, keyframe, J, F, found, there
     "Write a clip, segment it from its file, score the masks against the truth, and write what can be looked at."
     from vrshq_nb.metrics import j_and_f
+
     video = clip.save(folder / "clips" / f"{name}.mp4")
     seg, true = model.segment(video, expression.text), clip.masks(expression)
     seg.save(folder / f"{name}.mp4")
     demo_picture(seg, true).save(folder / f"{name}.png")
     j, f, _ = j_and_f(seg.masks, true)
-    return dict(name=name, text=expression.text, keyframe=seg.keyframe, J=j, F=f, found=seg.found, there=bool(expression.targets))
+    return dict(
+        name=name,
+        text=expression.text,
+        keyframe=seg.keyframe,
+        J=j,
+        F=f,
+        found=seg.found,
+        there=bool(expression.targets),
+    )
 
 # %% ../nbs/41_cli.ipynb #e47f40f0
-def table_line(row)->str:
+def table_line(row) -> str:
     "One line of the demo's table."
-    found = f"{'yes' if row['found'] else 'no'}, {'right' if row['found'] == row['there'] else 'wrong'}"
+    found = (
+        f"{'yes' if row['found'] else 'no'}, {'right' if row['found'] == row['there'] else 'wrong'}"
+    )
     key = row["keyframe"] if row["found"] else "-"
     return f"{row['name']:<13} {row['text']:<49} {key:>8} {row['J']:6.2f} {row['F']:6.2f}   {found}"
 
-@command("ten sample clips, segmented from their files and scored: does it work here?",
+
+@command(
+    "ten sample clips, segmented from their files and scored: does it work here?",
     """vrshq demo
        vrshq demo wind tail -o two
        vrshq demo --model my_model --device cuda""",
-    arg("names", nargs="*", metavar="NAME", help="only these clips: " + ", ".join(s.name for s in SAMPLES)),
-    arg("-o", "--out", default="outputs", help="folder for clips, overlays and pictures; is made where needed (default: outputs)"), MODEL, DEVICE)
+    arg(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help="only these clips: " + ", ".join(s.name for s in SAMPLES),
+    ),
+    arg(
+        "-o",
+        "--out",
+        default="outputs",
+        help="folder for clips, overlays and pictures; is made where needed (default: outputs)",
+    ),
+    MODEL,
+    DEVICE,
+)
 def demo_command(args):
     from vrshq_nb.model import VRSHQ
+
     out, samples, rows = Path(args.out).expanduser(), sample_clips(args.names), []
     check_output(out, "any")
     first, model = next(samples), VRSHQ.from_pretrained(args.model, args.device)
@@ -359,22 +629,49 @@ def demo_command(args):
         rows.append(demo_row(model, *sample, out))
         print(table_line(rows[-1]), flush=True)
     j, f = (sum(r[k] for r in rows) / len(rows) for k in "JF")
-    print(f"{'mean':<13} {f'J&F {(j + f) / 2:.3f}':<49} {'':>8} {j:6.2f} {f:6.2f}   {sum(r['found'] == r['there'] for r in rows)} of {len(rows)} right")
-    print(f"Look at {out}/*.png (results over the truth) and {out}/*.mp4 (overlays); the clips themselves are in {out}/clips.")
+    print(
+        f"{'mean':<13} {f'J&F {(j + f) / 2:.3f}':<49} {'':>8} {j:6.2f} {f:6.2f}   {sum(r['found'] == r['there'] for r in rows)} of {len(rows)} right"
+    )
+    print(
+        f"Look at {out}/*.png (results over the truth) and {out}/*.mp4 (overlays); the clips themselves are in {out}/clips."
+    )
 
 # %% ../nbs/41_cli.ipynb #28e330eb
 def sample_record(
-    sample:Sample,
-    clip, # `Clip`
-    expressions:list, # of `Expression`
-)->dict: # ready for json
+    sample: Sample,
+    clip,  # `Clip`
+    expressions: list,  # of `Expression`
+) -> dict:  # ready for json
     "All that is known about a sample: where it comes from, its things, its sentences with their masks."
     from vrshq_nb.model import to_rle
-    said = [dict(text=e.text, type_id=e.type_id, family=e.family, targets=list(e.targets), masks=[to_rle(m) for m in clip.masks(e)]) for e in expressions]
-    things = [dict(kind=t.kind, colour=t.colour, size=t.size, motion=t.motion) for t in clip.world.things]
+
+    said = [
+        dict(
+            text=e.text,
+            type_id=e.type_id,
+            family=e.family,
+            targets=list(e.targets),
+            masks=[to_rle(m) for m in clip.masks(e)],
+        )
+        for e in expressions
+    ]
+    things = [
+        dict(kind=t.kind, colour=t.colour, size=t.size, motion=t.motion) for t in clip.world.things
+    ]
     frames, height, width = clip.frames.shape[:3]
-    return dict(name=sample.name, video=f"{sample.name}.mp4", split=SAMPLE_SPLIT, seed=SAMPLE_SEED, index=sample.index,
-                fps=clip.fps, frames=frames, size=[height, width], things=things, expressions=said)
+    return dict(
+        name=sample.name,
+        video=f"{sample.name}.mp4",
+        split=SAMPLE_SPLIT,
+        seed=SAMPLE_SEED,
+        index=sample.index,
+        fps=clip.fps,
+        frames=frames,
+        size=[height, width],
+        things=things,
+        expressions=said,
+    )
+
 
 SAMPLE_README = """# Sample clips
 Ten cartoon clips drawn by this package (`vrshq minivrs --samples data_samples` makes them again), each with sentences and true masks.
@@ -394,261 +691,528 @@ Licence: Apache 2.0, as the package. Frames, masks and sentences come from the p
 """
 
 # %% ../nbs/41_cli.ipynb #d76123e4
-def sample_files()->list:
+def sample_files() -> list:
     "The names of all that `write_samples` writes."
-    return ["README.md", "contact_sheet.png", *(f"{s.name}{end}" for s in SAMPLES for end in (".json", ".mp4"))]
+    return [
+        "README.md",
+        "contact_sheet.png",
+        *(f"{s.name}{end}" for s in SAMPLES for end in (".json", ".mp4")),
+    ]
+
 
 def sample_sheet(
-    clips:list, # of (name, Clip, Expression)
-): # PIL image of 256 colours
+    clips: list,  # of (name, Clip, Expression)
+):  # PIL image of 256 colours
     "Four frames of each clip in a row under its sentence, the targets with a red edge."
     from PIL import Image
     from vrshq_nb.viz import grid, labelled, object_colour, outline_of, resize
+
     pick, rows = [0, 5, 10, 15], []
     for name, clip, e in clips:
         frames = clip.frames[pick]
         frames[outline_of(clip.masks(e)[pick], 4)] = object_colour(0)
-        rows.append(labelled(grid(list(resize(frames, 150, 150)), 4), f"{name}: “{e.text}”" + ("" if e.targets else " (nothing of the kind is there)")))
-    return Image.fromarray(grid(rows, 1, 8)).quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+        rows.append(
+            labelled(
+                grid(list(resize(frames, 150, 150)), 4),
+                f"{name}: “{e.text}”" + ("" if e.targets else " (nothing of the kind is there)"),
+            )
+        )
+    return Image.fromarray(grid(rows, 1, 8)).quantize(
+        256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE
+    )
+
 
 def write_samples(
-    folder:Path, # is made, or replaced where it holds samples only
-)->Path:
+    folder: Path,  # is made, or replaced where it holds samples only
+) -> Path:
     "Clips, sentences, masks, a table and a picture of all samples; all or nothing."
     from vrshq_nb.video import atomic_path
+
     clips = list(sample_clips())
-    rows = [f"| [{s.name}]({s.name}.mp4) | {s.index} | {e.text} | `{s.pattern}` | {e.type_id} | {len(e.targets)} |" for s, (_, _, e) in zip(SAMPLES, clips)]
+    rows = [
+        f"| [{s.name}]({s.name}.mp4) | {s.index} | {e.text} | `{s.pattern}` | {e.type_id} | {len(e.targets)} |"
+        for s, (_, _, e) in zip(SAMPLES, clips)
+    ]
     with atomic_path(folder) as aside:
         aside.mkdir()
         for s, (_, clip, e) in zip(SAMPLES, clips):
             clip.save(aside / f"{s.name}.mp4")
             more = [x for x in clip.expressions if x.text != e.text]
-            (aside / f"{s.name}.json").write_text(json.dumps(sample_record(s, clip, [e, *more])) + "\n")
-        (aside / "README.md").write_text(SAMPLE_README.format(split=SAMPLE_SPLIT, seed=SAMPLE_SEED, rows="\n".join(rows)))
+            (aside / f"{s.name}.json").write_text(
+                json.dumps(sample_record(s, clip, [e, *more])) + "\n"
+            )
+        (aside / "README.md").write_text(
+            SAMPLE_README.format(split=SAMPLE_SPLIT, seed=SAMPLE_SEED, rows="\n".join(rows))
+        )
         sample_sheet(clips).save(aside / "contact_sheet.png", optimize=True)
     return folder
 
 # %% ../nbs/41_cli.ipynb #31d70925
-@command("clips of MiniVRS as mp4 files and a ReVOS folder, for training or a benchmark",
+@command(
+    "clips of MiniVRS as mp4 files and a ReVOS folder, for training or a benchmark",
     """vrshq minivrs clips --n 20
        vrshq minivrs long --split long --n 4 --frames 64 --size 128
        vrshq minivrs data_samples --samples""",
     arg("out", metavar="OUT", help="folder; is made, and must be empty if it is there"),
-    arg("--split", choices=("train", "val", "compose", "phrase", "long"), default="val", help="(default: val)"),
-    arg("--n", type=whole(1, 1_000_000), default=8, help="clips (default: 8)"), arg("--seed", type=whole(0, 2**31 - 1), default=0, help="(default: 0)"),
-    arg("--size", type=whole(32, 2048), default=256, help="side of the square frames, pixels (default: 256)"),
-    arg("--frames", type=whole(1, 4096), default=None, help="frames a clip (default: 16, or 48 for the split long)"),
-    arg("--samples", action="store_true", help="the ten clips of the demo instead, with masks and a table"), QUIET)
+    arg(
+        "--split",
+        choices=("train", "val", "compose", "phrase", "long"),
+        default="val",
+        help="(default: val)",
+    ),
+    arg("--n", type=whole(1, 1_000_000), default=8, help="clips (default: 8)"),
+    arg("--seed", type=whole(0, 2**31 - 1), default=0, help="(default: 0)"),
+    arg(
+        "--size",
+        type=whole(32, 2048),
+        default=256,
+        help="side of the square frames, pixels (default: 256)",
+    ),
+    arg(
+        "--frames",
+        type=whole(1, 4096),
+        default=None,
+        help="frames a clip (default: 16, or 48 for the split long)",
+    ),
+    arg(
+        "--samples",
+        action="store_true",
+        help="the ten clips of the demo instead, with masks and a table",
+    ),
+    QUIET,
+)
 def minivrs_command(args):
     out = Path(args.out).expanduser()
     check_output(out, sample_files() if args.samples else [])
-    if args.samples: write_samples(out)
+    if args.samples:
+        write_samples(out)
     else:
         from vrshq_nb.minivrs import MiniVRS
-        MiniVRS(args.split, args.n, args.seed, args.size, args.frames).save(out, progress=progress_wanted(args))
+
+        MiniVRS(args.split, args.n, args.seed, args.size, args.frames).save(
+            out, progress=progress_wanted(args)
+        )
     print(f"{len(SAMPLES) if args.samples else args.n} clips -> {out}")
 
 # %% ../nbs/41_cli.ipynb #161dbc84
-PACKAGES = ("torch", "torchvision", "sam2", "transformers", "open_clip_torch", "decord", "decord2", "av", "numpy")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "sam2",
+    "transformers",
+    "open_clip_torch",
+    "decord",
+    "decord2",
+    "av",
+    "numpy",
+)
 
-def version_of(package:str)->str|None:
+
+def version_of(package: str) -> str | None:
     "The installed version, `None` where there is none."
-    with suppress(importlib.metadata.PackageNotFoundError): return importlib.metadata.version(package)
+    with suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version(package)
 
 # %% ../nbs/41_cli.ipynb #a1f2018c
-def device_memory()->dict: # name -> bytes, 0 where the system does not say
+def device_memory() -> dict:  # name -> bytes, 0 where the system does not say
     "What a model could run on here, and how much memory is there."
     import torch
+
     pages = getattr(os, "sysconf_names", {})
-    ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if {"SC_PAGE_SIZE", "SC_PHYS_PAGES"} <= pages.keys() else 0
-    gpus = {f"cuda:{i} ({torch.cuda.get_device_name(i)})": torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count())}
-    return {f"cpu ({torch.get_num_threads()} threads)": ram} | gpus | ({"mps": ram} if torch.backends.mps.is_available() else {})
+    ram = (
+        os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if {"SC_PAGE_SIZE", "SC_PHYS_PAGES"} <= pages.keys()
+        else 0
+    )
+    gpus = {
+        f"cuda:{i} ({torch.cuda.get_device_name(i)})": torch.cuda.get_device_properties(
+            i
+        ).total_memory
+        for i in range(torch.cuda.device_count())
+    }
+    return (
+        {f"cpu ({torch.get_num_threads()} threads)": ram}
+        | gpus
+        | ({"mps": ram} if torch.backends.mps.is_available() else {})
+    )
 
 # %% ../nbs/41_cli.ipynb #67b8282c
 def model_info(
-    name:str="nano", # as for `VRSHQ.from_pretrained`
-    n_frames:int=32, # of a video, for its cost
-)->dict: # ready for json
+    name: str = "nano",  # as for `VRSHQ.from_pretrained`
+    n_frames: int = 32,  # of a video, for its cost
+) -> dict:  # ready for json
     "What a model is made of, what it needs, what a video costs, and what it could run on here. Large weights are not loaded."
     from vrshq_nb import __version__
     from vrshq_nb.backbones import describe_model, skeleton
     from vrshq_nb.model import find_weights
+
     shapes, memory = skeleton(name), device_memory()
     about = describe_model(shapes, n_frames)
-    weights = [f for pattern in ("*.safetensors", "*.bin") for f in find_weights(name).glob(pattern)]
-    fits = {device: [dtype for dtype, size in about["bytes"].items() if size < .8 * ram] for device, ram in memory.items() if ram}
-    return dict(model=str(name), megabytes=round(sum(f.stat().st_size for f in weights) / 1e6, 1), devices=list(memory), fits=fits,
-                versions=dict(vrshq_nb=__version__, python=sys.version.split()[0]) | {p: v for p in PACKAGES if (v := version_of(p))}, config=shapes.config) | about
+    weights = [
+        f for pattern in ("*.safetensors", "*.bin") for f in find_weights(name).glob(pattern)
+    ]
+    fits = {
+        device: [dtype for dtype, size in about["bytes"].items() if size < 0.8 * ram]
+        for device, ram in memory.items()
+        if ram
+    }
+    return (
+        dict(
+            model=str(name),
+            megabytes=round(sum(f.stat().st_size for f in weights) / 1e6, 1),
+            devices=list(memory),
+            fits=fits,
+            versions=dict(vrshq_nb=__version__, python=sys.version.split()[0])
+            | {p: v for p in PACKAGES if (v := version_of(p))},
+            config=shapes.config,
+        )
+        | about
+    )
 
 # %% ../nbs/41_cli.ipynb #fdf558d3
-def size_text(n:float)->str: return f"{n / 1e9:.1f} GB" if n >= 1e9 else f"{n / 1e6:.1f} MB"
+def size_text(n: float) -> str:
+    return f"{n / 1e9:.1f} GB" if n >= 1e9 else f"{n / 1e6:.1f} MB"
 
-@command("what a model is made of, the memory it needs, what a video costs, versions, and devices",
+
+@command(
+    "what a model is made of, the memory it needs, what a video costs, versions, and devices",
     """vrshq info
        vrshq info path/to/model --json
        vrshq info path/to/model --frames 300""",
-    arg("model", nargs="?", default="nano", metavar="MODEL", help="nano, a folder, or a hub id (default: nano)"),
-    arg("--frames", type=whole(1, 10**6), default=32, help="of the video whose cost is told (default: 32)"), JSON)
+    arg(
+        "model",
+        nargs="?",
+        default="nano",
+        metavar="MODEL",
+        help="nano, a folder, or a hub id (default: nano)",
+    ),
+    arg(
+        "--frames",
+        type=whole(1, 10**6),
+        default=32,
+        help="of the video whose cost is told (default: 32)",
+    ),
+    JSON,
+)
 def info_command(args):
     about = model_info(args.model, args.frames)
-    if args.json: return print(json.dumps(about))
-    print(f"model {about['model']}: {about['parameters']:,} parameters, {about['megabytes']} MB of files")
-    for name, n in about["parts"].items(): print(f"  {name:<26} {n:>14,}")
-    print("weights in memory: " + ", ".join(f"{dtype} {size_text(n)}" for dtype, n in about["bytes"].items()))
-    for device, dtypes in about["fits"].items(): print(f"  {device}: " + (f"room for {', '.join(dtypes)}" if dtypes else "too small"))
+    if args.json:
+        return print(json.dumps(about))
+    print(
+        f"model {about['model']}: {about['parameters']:,} parameters, {about['megabytes']} MB of files"
+    )
+    for name, n in about["parts"].items():
+        print(f"  {name:<26} {n:>14,}")
+    print(
+        "weights in memory: "
+        + ", ".join(f"{dtype} {size_text(n)}" for dtype, n in about["bytes"].items())
+    )
+    for device, dtypes in about["fits"].items():
+        print(f"  {device}: " + (f"room for {', '.join(dtypes)}" if dtypes else "too small"))
     v = about["video"]
-    words = f"{v['visual_tokens_per_frame']} tokens a frame, {v['sequence']} tokens in all" if v["sequence"] else "tokens unknown"
-    print(f"a video of {v['frames']} frames: {v['candidates']} of them for the language model ({words}), {size_text(v['sam2_bytes'])} of SAM 2 features")
+    words = (
+        f"{v['visual_tokens_per_frame']} tokens a frame, {v['sequence']} tokens in all"
+        if v["sequence"]
+        else "tokens unknown"
+    )
+    print(
+        f"a video of {v['frames']} frames: {v['candidates']} of them for the language model ({words}), {size_text(v['sam2_bytes'])} of SAM 2 features"
+    )
     print("devices: " + ", ".join(about["devices"]))
-    print("versions: " + ", ".join(f"{name} {version}" for name, version in about["versions"].items()))
+    print(
+        "versions: " + ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    )
     print("config: " + json.dumps(about["config"]))
 
 # %% ../nbs/41_cli.ipynb #02af9f84
-@command("the released VRS-HQ checkpoint as one safetensors folder of this package",
+@command(
+    "the released VRS-HQ checkpoint as one safetensors folder of this package",
     """vrshq convert VRS-HQ-Chat-UniVi-7B vrshq_7b
        vrshq convert VRS-HQ-Chat-UniVi-7B vrshq_7b --dtype bf16 --clip clip-vit-large-patch14-336""",
-    arg("checkpoint", metavar="CHECKPOINT", help="folder with config.json, tokenizer.model and the shards (bin or safetensors)"),
+    arg(
+        "checkpoint",
+        metavar="CHECKPOINT",
+        help="folder with config.json, tokenizer.model and the shards (bin or safetensors)",
+    ),
     arg("out", metavar="OUT", help="folder to be made; vrshq segment --model OUT uses it"),
-    arg("--dtype", choices=("fp32", "bf16", "fp16"), help="of the language model (default: as stored)"),
-    arg("--clip", metavar="FOLDER", help="folder or hub id of CLIP, to be packed in (default: clip/ in the checkpoint; else it is fetched when first used)"))
+    arg(
+        "--dtype",
+        choices=("fp32", "bf16", "fp16"),
+        help="of the language model (default: as stored)",
+    ),
+    arg(
+        "--clip",
+        metavar="FOLDER",
+        help="folder or hub id of CLIP, to be packed in (default: clip/ in the checkpoint; else it is fetched when first used)",
+    ),
+)
 def convert_command(args):
     import torch
     from vrshq_nb.chatunivi import convert
+
     out = Path(args.out).expanduser()
     check_output(out, [])
     dtypes = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
     print(f"model -> {convert(args.checkpoint, out, dtypes.get(args.dtype), args.clip)}")
 
 # %% ../nbs/41_cli.ipynb #7bb58ad1
-def stage_steps(text:str)->tuple:
+def stage_steps(text: str) -> tuple:
     "`STAGE=N`, as `--steps` takes it."
     stage, _, n = text.partition("=")
-    if stage.isidentifier() and n.isdecimal(): return stage, int(n)
+    if stage.isidentifier() and n.isdecimal():
+        return stage, int(n)
     raise argparse.ArgumentTypeError(f"{text!r} is not of the form STAGE=N, such as language=500")
 
-@command("make the nano model again, from nothing",
+
+@command(
+    "make the nano model again, from nothing",
     """vrshq train nano --out training
        vrshq train nano --smoke                         (a few steps of each stage: does it run?)
        vrshq train nano --device cuda --jobs 1
        vrshq train nano --steps language=500 joint=100""",
     arg("recipe", choices=("nano",), help="what to train"),
-    arg("--out", default="training", help="folder for checkpoints, logs and the model; goes on where it stopped (default: training)"),
-    arg("--steps", nargs="+", type=stage_steps, metavar="STAGE=N", help="other numbers of steps"), arg("--device", default="cpu", help="cpu, cuda or auto (default: cpu)"),
-    arg("--jobs", type=whole(1, 2), default=2, help="stages at the same time, each in a process of its own (default: 2)"),
-    arg("--seed", type=whole(0, 2**31 - 1), default=0, help="(default: 0)"), arg("--smoke", action="store_true", help="a few steps of each stage"))
+    arg(
+        "--out",
+        default="training",
+        help="folder for checkpoints, logs and the model; goes on where it stopped (default: training)",
+    ),
+    arg("--steps", nargs="+", type=stage_steps, metavar="STAGE=N", help="other numbers of steps"),
+    arg("--device", default="cpu", help="cpu, cuda or auto (default: cpu)"),
+    arg(
+        "--jobs",
+        type=whole(1, 2),
+        default=2,
+        help="stages at the same time, each in a process of its own (default: 2)",
+    ),
+    arg("--seed", type=whole(0, 2**31 - 1), default=0, help="(default: 0)"),
+    arg("--smoke", action="store_true", help="a few steps of each stage"),
+)
 def train_command(args):
     out = Path(args.out).expanduser()
     check_output(out, "any")
     from vrshq_nb.model import find_device
     from vrshq_nb.train import STEPS, train_nano
+
     steps = dict(args.steps or [])
-    if set(steps) - set(STEPS): raise UsageError(f"no stage {min(set(steps) - set(STEPS))!r}: choose from {', '.join(STEPS)}")
-    print(f"model -> {train_nano(out, args.smoke, steps, args.seed, find_device(args.device), args.jobs)}")
+    if set(steps) - set(STEPS):
+        raise UsageError(
+            f"no stage {min(set(steps) - set(STEPS))!r}: choose from {', '.join(STEPS)}"
+        )
+    print(
+        f"model -> {train_nano(out, args.smoke, steps, args.seed, find_device(args.device), args.jobs)}"
+    )
 
 # %% ../nbs/41_cli.ipynb #6d7e05e6
-@command("what data sets can be read, and whether a download of one is whole",
+@command(
+    "what data sets can be read, and whether a download of one is whole",
     """vrshq data list
        vrshq data check ReVOS
        vrshq data check my_folder --dataset mine.py:MyData""",
-    arg("action", choices=("check", "list"), help="check: what is missing, misnamed or misaligned in a folder; list: names and layouts"),
-    arg("folder", nargs="?", metavar="FOLDER", help="of the data set, for check"), DATASET, QUIET)
+    arg(
+        "action",
+        choices=("check", "list"),
+        help="check: what is missing, misnamed or misaligned in a folder; list: names and layouts",
+    ),
+    arg("folder", nargs="?", metavar="FOLDER", help="of the data set, for check"),
+    DATASET,
+    QUIET,
+)
 def data_command(args):
     from vrshq_nb.datasets import DATASETS, check_folder
+
     if args.action == "list":
-        for name, cls in DATASETS.items(): print(f"{name:<16} {cls.layout}")
+        for name, cls in DATASETS.items():
+            print(f"{name:<16} {cls.layout}")
         return
-    if not args.folder: raise UsageError("give the folder to check: vrshq data check FOLDER")
+    if not args.folder:
+        raise UsageError("give the folder to check: vrshq data check FOLDER")
     name, splits = check_folder(args.folder, args.dataset, progress_wanted(args))
-    for split, lines in splits.items(): print(f"{name}, {split}: " + (f"{len(lines)} problem(s)" if lines else "all is well"), *lines, sep="\n  ")
+    for split, lines in splits.items():
+        print(
+            f"{name}, {split}: " + (f"{len(lines)} problem(s)" if lines else "all is well"),
+            *lines,
+            sep="\n  ",
+        )
     bad = [split for split, lines in splits.items() if lines]
-    if bad: raise UsageError(f"{args.folder}: there are problems in {', '.join(bad)}, see above")
+    if bad:
+        raise UsageError(f"{args.folder}: there are problems in {', '.join(bad)}, see above")
 
 # %% ../nbs/41_cli.ipynb #1cf1c399
-def setting(text:str)->tuple:
+def setting(text: str) -> tuple:
     "`NAME=VALUE`, as `--set` takes it: numbers and words; commas make a tuple."
     name, _, value = text.partition("=")
-    def parse(word):
-        with suppress(ValueError): return json.loads(word.lower() if word in ("True", "False") else word)
-        return word
-    if name.isidentifier() and value: return name, parse(value) if "," not in value and name != "terms" else tuple(map(parse, value.split(",")))
-    raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=VALUE, such as alpha=0 or terms=similarity,occlusion")
 
-def benchmark_model(args): # -> `VRSHQ`, None where predictions are given; checked options
+    def parse(word):
+        with suppress(ValueError):
+            return json.loads(word.lower() if word in ("True", "False") else word)
+        return word
+
+    if name.isidentifier() and value:
+        return name, parse(value) if "," not in value and name != "terms" else tuple(
+            map(parse, value.split(","))
+        )
+    raise argparse.ArgumentTypeError(
+        f"{text!r} is not of the form NAME=VALUE, such as alpha=0 or terms=similarity,occlusion"
+    )
+
+
+def benchmark_model(args):  # -> `VRSHQ`, None where predictions are given; checked options
     "The model of an evaluation, on the device of this process."
     import dataclasses
     from vrshq_nb.evaluate import processes
     from vrshq_nb.model import VRSHQ, Options, check_options
+
     known, options = {f.name for f in dataclasses.fields(Options)}, dict(args.set)
-    if set(options) - known: raise UsageError(f"--set knows no {min(set(options) - known)!r}: choose from {', '.join(sorted(known))}")
+    if set(options) - known:
+        raise UsageError(
+            f"--set knows no {min(set(options) - known)!r}: choose from {', '.join(sorted(known))}"
+        )
     check_options(Options(**options))
-    if args.predictions: return None, options
+    if args.predictions:
+        return None, options
     group = processes(cpu=args.device == "cpu")
     device = group.device if group.num_processes > 1 and args.device == "auto" else args.device
     return VRSHQ.from_pretrained(args.model or "nano", device), options
 
 # %% ../nbs/41_cli.ipynb #7953d924
-def print_results(results:dict, out:Path):
+def print_results(results: dict, out: Path):
     "The table; on standard error, what has no usable prediction."
     from vrshq_nb.evaluate import results_table
+
     if "overall" in results:
         rows = results_table(results)
         width = max(len(r[0]) for r in rows) + 1
-        for r in rows: print(f"{r[0]:<{width}}" + "".join(f"{c:>9}" for c in r[1:-1]) + f"  {r[-1]}".rstrip())
-    else: print(results["note"])
+        for r in rows:
+            print(f"{r[0]:<{width}}" + "".join(f"{c:>9}" for c in r[1:-1]) + f"  {r[-1]}".rstrip())
+    else:
+        print(results["note"])
     missing = results["missing"]
-    if missing: print(f"vrshq: {len(missing)} of {results['n_expressions']} sentences have no usable prediction and score 0: {', '.join(missing[:5])}"
-                      f"{', …' if missing[5:] else ''} ({out / 'report.html'} says why)", file=sys.stderr)
-    print(f"Look at {out / 'report.html'}; the numbers are in {out / 'results.json'}" + (f" and {out / 'expressions.csv'}." if "overall" in results else "."))
+    if missing:
+        print(
+            f"vrshq: {len(missing)} of {results['n_expressions']} sentences have no usable prediction and score 0: {', '.join(missing[:5])}"
+            f"{', …' if missing[5:] else ''} ({out / 'report.html'} says why)",
+            file=sys.stderr,
+        )
+    print(
+        f"Look at {out / 'report.html'}; the numbers are in {out / 'results.json'}"
+        + (f" and {out / 'expressions.csv'}." if "overall" in results else ".")
+    )
 
 # %% ../nbs/41_cli.ipynb #ce426104
-@command("scores of a model, or of anybody's masks, on a benchmark",
+@command(
+    "scores of a model, or of anybody's masks, on a benchmark",
     """vrshq evaluate --dataset minivrs --n 20 --seed 1000 --out mine
        vrshq evaluate --dataset revos --root ReVOS --model nano --out revos_nano
        vrshq evaluate --dataset revos --root ReVOS --predictions their_masks --out theirs
        vrshq evaluate --dataset mevis --root MeViS --split valid --out mevis --zip mevis.zip
        vrshq evaluate --dataset minivrs --n 20 --set alpha=0 terms=occlusion --out ablation
        accelerate launch --multi_gpu --num_processes 4 -m vrshq_nb evaluate --dataset revos --root ReVOS --out revos_nano""",
-    DATASET, arg("--root", metavar="FOLDER", help="of the data set, in its official layout (minivrs needs none)"), arg("--split", help="(default: the one that is usually reported)"),
+    DATASET,
+    arg(
+        "--root",
+        metavar="FOLDER",
+        help="of the data set, in its official layout (minivrs needs none)",
+    ),
+    arg("--split", help="(default: the one that is usually reported)"),
     arg("--model", metavar="M", help="nano, a folder, or a hub id owner/name (default: nano)"),
-    arg("--predictions", metavar="FOLDER", help="score these instead: VIDEO/EXP_ID/FRAME.png, 0 is background"),
-    arg("--out", default="evaluation", help="folder for results.json, expressions.csv, report.html and masks; the same command goes on where it stopped (default: evaluation)"),
-    arg("--zip", metavar="FILE", help="also pack the masks as the data set's server wants them"), arg("--limit", type=whole(1, 10**6), help="only the first videos"),
-    arg("--set", nargs="+", default=[], type=setting, metavar="NAME=VALUE", help="options of VRSHQ.segment, such as alpha=0, k=6, sampling=uniform, gate=false"),
-    arg("--n", type=whole(1, 10**6), help="minivrs: clips"), arg("--seed", type=whole(0, 2**31 - 1), help="minivrs: seed"),
-    arg("--size", type=whole(32, 2048), help="minivrs: side of the frames"), arg("--frames", type=whole(1, 4096), help="minivrs: frames a clip"),
-    arg("--threads", type=whole(1, 1024), default=1, help="of the CPU, in each process; another number may change the last bits (default: 1)"), DEVICE, JSON, QUIET)
+    arg(
+        "--predictions",
+        metavar="FOLDER",
+        help="score these instead: VIDEO/EXP_ID/FRAME.png, 0 is background",
+    ),
+    arg(
+        "--out",
+        default="evaluation",
+        help="folder for results.json, expressions.csv, report.html and masks; the same command goes on where it stopped (default: evaluation)",
+    ),
+    arg("--zip", metavar="FILE", help="also pack the masks as the data set's server wants them"),
+    arg("--limit", type=whole(1, 10**6), help="only the first videos"),
+    arg(
+        "--set",
+        nargs="+",
+        default=[],
+        type=setting,
+        metavar="NAME=VALUE",
+        help="options of VRSHQ.segment, such as alpha=0, k=6, sampling=uniform, gate=false",
+    ),
+    arg("--n", type=whole(1, 10**6), help="minivrs: clips"),
+    arg("--seed", type=whole(0, 2**31 - 1), help="minivrs: seed"),
+    arg("--size", type=whole(32, 2048), help="minivrs: side of the frames"),
+    arg("--frames", type=whole(1, 4096), help="minivrs: frames a clip"),
+    arg(
+        "--threads",
+        type=whole(1, 1024),
+        default=1,
+        help="of the CPU, in each process; another number may change the last bits (default: 1)",
+    ),
+    DEVICE,
+    JSON,
+    QUIET,
+)
 def evaluate_command(args):
-    if not args.dataset: raise UsageError("say which data set: --dataset NAME (vrshq data list shows them)")
-    if args.predictions and (args.model or args.set): raise UsageError("--predictions are scored as they are: leave --model and --set out")
+    if not args.dataset:
+        raise UsageError("say which data set: --dataset NAME (vrshq data list shows them)")
+    if args.predictions and (args.model or args.set):
+        raise UsageError("--predictions are scored as they are: leave --model and --set out")
     from vrshq_nb.datasets import open_dataset
     from vrshq_nb.evaluate import check_zip, evaluate, write_zip
-    drawn = {k: v for k, v in dict(n=args.n, seed=args.seed, size=args.size, n_frames=args.frames).items() if v is not None}
-    data, out = open_dataset(args.dataset, args.root, args.split, **drawn), Path(args.out).expanduser()
-    if args.zip: check_zip(data, args.zip)
+
+    drawn = {
+        k: v
+        for k, v in dict(n=args.n, seed=args.seed, size=args.size, n_frames=args.frames).items()
+        if v is not None
+    }
+    data, out = (
+        open_dataset(args.dataset, args.root, args.split, **drawn),
+        Path(args.out).expanduser(),
+    )
+    if args.zip:
+        check_zip(data, args.zip)
     model, options = benchmark_model(args)
-    results = evaluate(data, out, model, args.predictions, options, args.limit, args.threads, progress_wanted(args))
-    if results is None: return # not the first of several processes
-    if args.zip: write_zip(data, args.predictions or out / "masks", args.zip, args.limit)
+    results = evaluate(
+        data, out, model, args.predictions, options, args.limit, args.threads, progress_wanted(args)
+    )
+    if results is None:
+        return  # not the first of several processes
+    if args.zip:
+        write_zip(data, args.predictions or out / "masks", args.zip, args.limit)
     print(json.dumps(results)) if args.json else print_results(results, out)
 
 # %% ../nbs/41_cli.ipynb #bench001
-@command("where the time goes: the share of each stage, and what encoding once is worth",
+@command(
+    "where the time goes: the share of each stage, and what encoding once is worth",
     """vrshq bench
        vrshq bench --frames 64 --sentences 4
        vrshq bench --grow""",
-    arg("--model", default="nano", help="nano, a folder, or a hub id (default: nano)"), arg("--device", default="auto", help="cpu, cuda, mps or auto (default: auto)"),
-    arg("--frames", type=whole(2, 4096), default=16, help="(default: 16)"), arg("--sentences", type=whole(1, 16), default=1, help="(default: 1)"),
-    arg("--repeat", type=whole(1, 1000), default=5, help="runs, of which the median is printed (default: 5)"),
-    arg("--grow", action="store_true", help="longer videos and more sentences, too"))
+    arg("--model", default="nano", help="nano, a folder, or a hub id (default: nano)"),
+    arg("--device", default="auto", help="cpu, cuda, mps or auto (default: auto)"),
+    arg("--frames", type=whole(2, 4096), default=16, help="(default: 16)"),
+    arg("--sentences", type=whole(1, 16), default=1, help="(default: 1)"),
+    arg(
+        "--repeat",
+        type=whole(1, 1000),
+        default=5,
+        help="runs, of which the median is printed (default: 5)",
+    ),
+    arg("--grow", action="store_true", help="longer videos and more sentences, too"),
+)
 def bench_command(args):
     from vrshq_nb import VRSHQ
     from vrshq_nb.bench import growth, reuse_ratio, sample_video, shares, stage_seconds
+
     model = VRSHQ.from_pretrained(args.model, args.device)
     with tempfile.TemporaryDirectory() as folder:
         path, texts = sample_video(folder, args.frames, sentences=args.sentences)
-        print(f"{args.frames} frames, {args.sentences} sentence(s), on {model.device}\n{shares(stage_seconds(model, path, texts, args.repeat))}")
-        print(f"encoding frames again whenever they are needed takes {reuse_ratio(model, path, texts):.2f} times as long")
-    if not args.grow: return
+        print(
+            f"{args.frames} frames, {args.sentences} sentence(s), on {model.device}\n{shares(stage_seconds(model, path, texts, args.repeat))}"
+        )
+        print(
+            f"encoding frames again whenever they are needed takes {reuse_ratio(model, path, texts):.2f} times as long"
+        )
+    if not args.grow:
+        return
     for name, times in growth(model).items():
         first = next(iter(times.values()))
-        print(f"{name}: " + ", ".join(f"{n}: {t:.2f} s ({t / first:.1f}x)" for n, t in times.items()))
+        print(
+            f"{name}: " + ", ".join(f"{n}: {t:.2f} s ({t / first:.1f}x)" for n, t in times.items())
+        )

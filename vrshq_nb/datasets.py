@@ -13,7 +13,14 @@ __all__ = ['KINDS_OF_JSON', 'DATASETS', 'Sample', 'VideoEntry', 'Field', 'as_nam
            'class_from', 'dataset_class', 'open_dataset', 'detect_dataset', 'check_folder']
 
 # %% ../nbs/21_datasets.ipynb #5896c884
-import importlib, importlib.util, inspect, json, math, pickle, re, sys
+import importlib
+import importlib.util
+import inspect
+import json
+import math
+import pickle
+import re
+import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -22,55 +29,90 @@ from PIL import Image, ImageDraw
 from pycocotools import mask as coco
 
 from .minivrs import MiniVRS
-from .video import BAD_PICTURE, IMAGE_KINDS, Video, VRSError, image_size, load_image, natural_key, reason
+from vrshq_nb.video import (
+    BAD_PICTURE,
+    IMAGE_KINDS,
+    Video,
+    VRSError,
+    image_size,
+    load_image,
+    natural_key,
+    reason,
+)
 
 # %% ../nbs/21_datasets.ipynb #d32b2412
 @dataclass(frozen=True)
 class Sample:
     "One sentence about one video: what a model is asked."
-    video:str # the video's name; may hold '/'
-    exp_id:str # the sentence's key within its video
-    text:str
-    type_id:int|None=None # 0 referring, 1 reasoning, 2 nothing of the kind is there; None: the data set does not say
-    objects:tuple=() # ids of the annotated targets, as the data set has them
+
+    video: str  # the video's name; may hold '/'
+    exp_id: str  # the sentence's key within its video
+    text: str
+    type_id: int | None = (
+        None  # 0 referring, 1 reasoning, 2 nothing of the kind is there; None: the data set does not say
+    )
+    objects: tuple = ()  # ids of the annotated targets, as the data set has them
 
 # %% ../nbs/21_datasets.ipynb #58d0169f
 @dataclass(frozen=True)
 class VideoEntry:
     "What is known about a video before a frame is read."
-    name:str
-    frames:tuple # names without ending; predictions carry the same
-    samples:dict=field(default_factory=dict) # exp_id -> `Sample`, in the order of the file
+
+    name: str
+    frames: tuple  # names without ending; predictions carry the same
+    samples: dict = field(default_factory=dict)  # exp_id -> `Sample`, in the order of the file
 
 # %% ../nbs/21_datasets.ipynb #ec5a56a9
-KINDS_OF_JSON = {dict: "an object {...}", list: "a list [...]", str: "text", int: "a whole number", float: "a number", bytes: "bytes"}
+KINDS_OF_JSON = {
+    dict: "an object {...}",
+    list: "a list [...]",
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    bytes: "bytes",
+}
 
 # %% ../nbs/21_datasets.ipynb #e682baaa
 @dataclass(frozen=True)
 class Field:
     "A value of a file that knows where it stands, so that whatever is wrong with it can be said in one line."
-    value:object
-    file:str # relative to the data set's folder
-    path:str="" # the keys that lead to it, joined by '/'
+
+    value: object
+    file: str  # relative to the data set's folder
+    path: str = ""  # the keys that lead to it, joined by '/'
+
     def error(self, wrong, todo="correct it, or download the file again"):
         return VRSError(f"{self.file}: {self.path}{': ' if self.path else ''}{wrong}; {todo}")
-    def of(self, *kinds): # any of dict, list, str, int, float, bytes -> the value
-        if isinstance(self.value, kinds) and not isinstance(self.value, bool): return self.value
-        raise self.error(f"must be {' or '.join(KINDS_OF_JSON[k] for k in kinds)}, not {repr(self.value)[:40]}")
-    def __getitem__(self, key): # text: of an object, number: of a list
+
+    def of(self, *kinds):  # any of dict, list, str, int, float, bytes -> the value
+        if isinstance(self.value, kinds) and not isinstance(self.value, bool):
+            return self.value
+        raise self.error(
+            f"must be {' or '.join(KINDS_OF_JSON[k] for k in kinds)}, not {repr(self.value)[:40]}"
+        )
+
+    def __getitem__(self, key):  # text: of an object, number: of a list
         inside = self.of(list if isinstance(key, int) else dict)
         deeper = Field(None, self.file, f"{self.path}/{key}" if self.path else str(key))
-        try: return replace(deeper, value=inside[key])
-        except (KeyError, IndexError): raise deeper.error("is missing") from None
-    def get(self, key): return self[key] if self.of(dict).get(key) is not None else None
-    def items(self): return [(key, self[key]) for key in self.of(dict)]
-    def __iter__(self): return (self[i] for i in range(len(self.of(list))))
+        try:
+            return replace(deeper, value=inside[key])
+        except (KeyError, IndexError):
+            raise deeper.error("is missing") from None
+
+    def get(self, key):
+        return self[key] if self.of(dict).get(key) is not None else None
+
+    def items(self):
+        return [(key, self[key]) for key in self.of(dict)]
+
+    def __iter__(self):
+        return (self[i] for i in range(len(self.of(list))))
 
 # %% ../nbs/21_datasets.ipynb #7268adfb
 def as_name(
-    text:str, # of a video, a sentence or a frame
-    field:Field, # where it was found, for the error
-)->str: # the same
+    text: str,  # of a video, a sentence or a frame
+    field: Field,  # where it was found, for the error
+) -> str:  # the same
     "A name that may become part of a path: no `..`, no leading `/`, nothing empty. Anything else is a `VRSError`."
     parts = text.split("/") if isinstance(text, str) else [""]
     if any(p in ("", ".", "..") for p in parts) or re.search(r"[\\\x00-\x1f]", text):
@@ -79,26 +121,41 @@ def as_name(
 
 # %% ../nbs/21_datasets.ipynb #1d99eab3
 def read_json(
-    root:Path, # folder of the data set
-    file:str, # relative to it
-)->Field:
+    root: Path,  # folder of the data set
+    file: str,  # relative to it
+) -> Field:
     "A json file, in UTF-8 or, as some tools on Windows write it, cp1252. A missing or broken file is a `VRSError`."
-    try: data = (root / file).read_bytes()
-    except FileNotFoundError: raise VRSError(f"{file} is missing in the folder {root}: copy it there, or download it again") from None
-    except OSError as e: raise VRSError(f"{file} cannot be read ({reason(e)}): check its permissions") from e
-    try: text = data.decode("utf-8-sig")
-    except UnicodeDecodeError: text = data.decode("cp1252", errors="replace")
-    try: return Field(json.loads(text), file)
-    except (ValueError, RecursionError) as e: raise VRSError(f"{file} is not a whole json file ({reason(e)}): copy or download it again") from e
+    try:
+        data = (root / file).read_bytes()
+    except FileNotFoundError:
+        raise VRSError(
+            f"{file} is missing in the folder {root}: copy it there, or download it again"
+        ) from None
+    except OSError as e:
+        raise VRSError(f"{file} cannot be read ({reason(e)}): check its permissions") from e
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = data.decode("cp1252", errors="replace")
+    try:
+        return Field(json.loads(text), file)
+    except (ValueError, RecursionError) as e:
+        raise VRSError(
+            f"{file} is not a whole json file ({reason(e)}): copy or download it again"
+        ) from e
 
 # %% ../nbs/21_datasets.ipynb #1084038b
-def names_in(folder): # Path -> tuple
+def names_in(folder):  # Path -> tuple
     "Names of the pictures in a folder, without ending, in natural order; none where there is no folder."
-    files = [f for f in folder.iterdir() if f.suffix.lower() in IMAGE_KINDS and f.name[0] != "."] if folder.is_dir() else []
+    files = (
+        [f for f in folder.iterdir() if f.suffix.lower() in IMAGE_KINDS and f.name[0] != "."]
+        if folder.is_dir()
+        else []
+    )
     return tuple(f.stem for f in sorted(files, key=natural_key))
 
 # %% ../nbs/21_datasets.ipynb #c3bcea72
-def picture_file(folder, frame): # Path, name -> Path
+def picture_file(folder, frame):  # Path, name -> Path
     "The picture of that name, whatever its ending; `.jpg` where there is none."
     options = (folder / f"{frame}{ending}" for ending in IMAGE_KINDS)
     return next((f for f in options if f.is_file()), folder / f"{frame}.jpg")
@@ -106,494 +163,854 @@ def picture_file(folder, frame): # Path, name -> Path
 # %% ../nbs/21_datasets.ipynb #c3915c11
 class FilesReader:
     "Exactly these pictures in exactly this order, each opened when it is asked for."
-    fps = None # files do not say
-    def __init__(self,
-        files:list, # of paths
+
+    fps = None  # files do not say
+
+    def __init__(
+        self,
+        files: list,  # of paths
     ):
         self.files, self.n_frames = list(files), len(files)
         self.height, self.width = image_size(self.file(0))
+
     def file(self, i):
-        if self.files[i].is_file(): return self.files[i]
+        if self.files[i].is_file():
+            return self.files[i]
         raise VRSError(f"frame {i} is missing: there is no file {self.files[i]}; copy it again")
+
     def read(self, indices):
         frames = [load_image(self.file(i)) for i in indices]
         for i, f in zip(indices, frames):
             if f.shape[:2] != (self.height, self.width):
-                raise VRSError(f"{self.files[i]} is {f.shape[1]}x{f.shape[0]}, the first frame {self.width}x{self.height}: bring them to one size")
+                raise VRSError(
+                    f"{self.files[i]} is {f.shape[1]}x{f.shape[0]}, the first frame {self.width}x{self.height}: bring them to one size"
+                )
         return np.stack(frames)
 
 # %% ../nbs/21_datasets.ipynb #d34e17f0
 class ListedVideo(Video):
     "A `Video` of listed files; what else lies in their folder is not looked at."
+
     def __init__(self, files, name, fps=None):
         self.reader, self.name, self.source = FilesReader(files), name, files
         self.height, self.width, self.fps = self.reader.height, self.reader.width, float(fps or 8)
-    def __reduce__(self): return ListedVideo, (self.source, self.name, self.fps)
+
+    def __reduce__(self):
+        return ListedVideo, (self.source, self.name, self.fps)
 
 # %% ../nbs/21_datasets.ipynb #c2445c8f
 def run_lengths(
-    counts:bytes, # COCO's compressed run lengths
-)->np.ndarray: # int64, background and object in turn, background first
+    counts: bytes,  # COCO's compressed run lengths
+) -> np.ndarray:  # int64, background and object in turn, background first
     "The runs of a compressed mask. `ValueError` where the text breaks off or holds what is no code."
     c = np.frombuffer(counts, np.uint8).astype(np.int64) - 48
-    ends = np.flatnonzero((c & 32) == 0) # five bits a character; the sixth says: to be continued
-    if not len(c) or c.min() < 0 or c.max() > 63 or not len(ends) or ends[-1] != len(c) - 1: raise ValueError("run lengths break off")
+    ends = np.flatnonzero((c & 32) == 0)  # five bits a character; the sixth says: to be continued
+    if not len(c) or c.min() < 0 or c.max() > 63 or not len(ends) or ends[-1] != len(c) - 1:
+        raise ValueError("run lengths break off")
     starts = np.r_[0, ends[:-1] + 1]
     length = ends - starts + 1
-    if length.max() > 8: raise ValueError("a run length is too large")
+    if length.max() > 8:
+        raise ValueError("a run length is too large")
     x = np.add.reduceat((c & 31) << 5 * (np.arange(len(c)) - np.repeat(starts, length)), starts)
-    x -= ((c[ends] & 16) > 0) * (1 << 5 * length) # negative
-    x[1::2], x[2::2] = np.cumsum(x[1::2]), np.cumsum(x[2::2]) # from the fourth on: difference to the last but one
+    x -= ((c[ends] & 16) > 0) * (1 << 5 * length)  # negative
+    x[1::2], x[2::2] = (
+        np.cumsum(x[1::2]),
+        np.cumsum(x[2::2]),
+    )  # from the fourth on: difference to the last but one
     return x
 
 # %% ../nbs/21_datasets.ipynb #e4a3fd38
-def pixels(field): # Field of a height or width -> int
+def pixels(field):  # Field of a height or width -> int
     "A side of a picture, at most what a JPEG can have: a damaged number must not ask for all the memory there is."
-    if 1 <= field.of(int) <= 65_535: return field.value
+    if 1 <= field.of(int) <= 65_535:
+        return field.value
     raise field.error(f"must be from 1 to 65535 pixels, not {field.value}")
 
 # %% ../nbs/21_datasets.ipynb #f65e7639
 def check_rle(
-    code:Field, # {"size": [H, W], "counts": text or list}
-    size:tuple|None=None, # (height, width) that it must have; None: any
-)->dict: # for pycocotools
+    code: Field,  # {"size": [H, W], "counts": text or list}
+    size: tuple | None = None,  # (height, width) that it must have; None: any
+) -> dict:  # for pycocotools
     "A run-length code whose runs cover its picture exactly. Anything else is a `VRSError`: pycocotools would decode it to noise."
-    if len(code["size"].of(list)) != 2: raise code["size"].error("must be [height, width]")
+    if len(code["size"].of(list)) != 2:
+        raise code["size"].error("must be [height, width]")
     h, w = [pixels(n) for n in code["size"]]
-    if size and (h, w) != tuple(size): raise code["size"].error(f"is {w}x{h}, but the video is {size[1]}x{size[0]}")
+    if size and (h, w) != tuple(size):
+        raise code["size"].error(f"is {w}x{h}, but the video is {size[1]}x{size[0]}")
     counts = code["counts"].of(str, bytes, list)
     try:
-        rle = coco.frPyObjects({"size": [h, w], "counts": counts}, h, w) if isinstance(counts, list) else \
-            {"size": [h, w], "counts": counts.encode() if isinstance(counts, str) else counts}
+        rle = (
+            coco.frPyObjects({"size": [h, w], "counts": counts}, h, w)
+            if isinstance(counts, list)
+            else {"size": [h, w], "counts": counts.encode() if isinstance(counts, str) else counts}
+        )
         runs = run_lengths(rle["counts"])
-    except (ValueError, TypeError, OverflowError) as e: raise code["counts"].error(f"is no run-length code ({reason(e)})") from e
-    if runs.min() < 0 or runs.sum() != h * w: raise code["counts"].error(f"covers {runs.sum()} of {h * w} pixels: damaged or cut off")
+    except (ValueError, TypeError, OverflowError) as e:
+        raise code["counts"].error(f"is no run-length code ({reason(e)})") from e
+    if runs.min() < 0 or runs.sum() != h * w:
+        raise code["counts"].error(f"covers {runs.sum()} of {h * w} pixels: damaged or cut off")
     return rle
 
 # %% ../nbs/21_datasets.ipynb #04129b8a
 def rle_mask(
-    code:Field, # a run-length code or null
-    size:tuple, # (height, width)
-)->np.ndarray: # bool [H, W], empty for null
+    code: Field,  # a run-length code or null
+    size: tuple,  # (height, width)
+) -> np.ndarray:  # bool [H, W], empty for null
     "One mask. A code that does not fit is a `VRSError`."
-    return np.zeros(size, bool) if code.value is None else coco.decode(check_rle(code, size)).astype(bool)
+    return (
+        np.zeros(size, bool)
+        if code.value is None
+        else coco.decode(check_rle(code, size)).astype(bool)
+    )
 
 # %% ../nbs/21_datasets.ipynb #428cc3ec
-def short_name(path, root): # Path, folder of the data set -> text
+def short_name(path, root):  # Path, folder of the data set -> text
     "A file as errors name it."
     return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
 
 # %% ../nbs/21_datasets.ipynb #72323f55
 def header_size(
-    path:Path, # a picture
-    root:Path, # folder of the data set
-)->tuple: # (height, width)
+    path: Path,  # a picture
+    root: Path,  # folder of the data set
+) -> tuple:  # (height, width)
     "The size of a picture, from its header alone. Missing or broken: a `VRSError`."
-    if not path.is_file(): raise VRSError(f"{short_name(path, root)} is missing; copy it again")
-    try: return image_size(path)
-    except VRSError as e: raise VRSError(str(e).replace(str(path), short_name(path, root))) from e
+    if not path.is_file():
+        raise VRSError(f"{short_name(path, root)} is missing; copy it again")
+    try:
+        return image_size(path)
+    except VRSError as e:
+        raise VRSError(str(e).replace(str(path), short_name(path, root))) from e
 
 # %% ../nbs/21_datasets.ipynb #8d5f86b8
 class DataFolder:
     "The folder of a data set, whose json files are read once."
-    name, layout, meta, splits = "", "", "", ("all",) # layout: its files in words; meta: the file that a split is in
+
+    name, layout, meta, splits = (
+        "",
+        "",
+        "",
+        ("all",),
+    )  # layout: its files in words; meta: the file that a split is in
+
     def __init__(self, root):
-        if root is None: raise VRSError(f"{self.name} needs its folder: give the path")
+        if root is None:
+            raise VRSError(f"{self.name} needs its folder: give the path")
         self.root, self.files, self.last = Path(root).expanduser(), {}, (None, None)
-        if not self.root.is_dir(): raise VRSError(f"there is no folder {str(root)!r}: check the path")
-    def json(self, file): # relative to the folder -> Field
+        if not self.root.is_dir():
+            raise VRSError(f"there is no folder {str(root)!r}: check the path")
+
+    def json(self, file):  # relative to the folder -> Field
         if file not in self.files:
-            try: self.files[file] = read_json(self.root, file)
-            except VRSError as e: self.files[file] = e
-        if isinstance(self.files[file], VRSError): raise self.files[file]
+            try:
+                self.files[file] = read_json(self.root, file)
+            except VRSError as e:
+                self.files[file] = e
+        if isinstance(self.files[file], VRSError):
+            raise self.files[file]
         return self.files[file]
-    def keep(self, key, make): # the last thing made is kept: one video is asked for many times in a row
-        if self.last[0] != key: self.last = (key, make())
+
+    def keep(
+        self, key, make
+    ):  # the last thing made is kept: one video is asked for many times in a row
+        if self.last[0] != key:
+            self.last = (key, make())
         return self.last[1]
-    def fill(self, pattern): return pattern.format(split=self.split)
-    def short(self, path): return short_name(path, self.root)
-    def picture_size(self, path): return header_size(path, self.root)
+
+    def fill(self, pattern):
+        return pattern.format(split=self.split)
+
+    def short(self, path):
+        return short_name(path, self.root)
+
+    def picture_size(self, path):
+        return header_size(path, self.root)
+
     @classmethod
-    def present(cls, root): # splits that the folder holds
-        return [s for s in cls.splits if cls.meta and (Path(root) / cls.meta.format(split=s)).exists()]
+    def present(cls, root):  # splits that the folder holds
+        return [
+            s for s in cls.splits if cls.meta and (Path(root) / cls.meta.format(split=s)).exists()
+        ]
+
     @classmethod
-    def fits(cls, root): return bool(cls.present(root)) # does the folder look like this data set?
+    def fits(cls, root):
+        return bool(cls.present(root))  # does the folder look like this data set?
 
 # %% ../nbs/21_datasets.ipynb #b952a0e0
 class Truth:
     "The masks of a data set, made of those of its single objects."
+
     has_truth = True
-    def object_mask(self, name, object_id): # what `object_masks` gives, checked -> bool [T, H, W]
+
+    def object_mask(self, name, object_id):  # what `object_masks` gives, checked -> bool [T, H, W]
         masks = np.asarray(self.object_masks(name, object_id)) != 0
         wanted = (len(self.entry(name).frames), *self.size(name))
-        if masks.shape != wanted: raise VRSError(f"{self.where(name)}: the masks of object {object_id} are {list(masks.shape)}, they must be [T, H, W] = {list(wanted)}")
+        if masks.shape != wanted:
+            raise VRSError(
+                f"{self.where(name)}: the masks of object {object_id} are {list(masks.shape)}, they must be [T, H, W] = {list(wanted)}"
+            )
         return masks
+
     def need_truth(self):
-        if not self.has_truth: raise VRSError(f"the split {self.split} of {self.name} comes without masks, a server keeps them: hand in predictions, or take another split")
-    def counts(self,
-        sample:Sample, # of this data set
-    )->np.ndarray: # uint8 [T, H, W]
+        if not self.has_truth:
+            raise VRSError(
+                f"the split {self.split} of {self.name} comes without masks, a server keeps them: hand in predictions, or take another split"
+            )
+
+    def counts(
+        self,
+        sample: Sample,  # of this data set
+    ) -> np.ndarray:  # uint8 [T, H, W]
         "How many of the sentence's targets lie on each pixel. `VRSError` where there are no masks, or broken ones."
         self.need_truth()
         total = np.zeros((len(self.entry(sample.video).frames), *self.size(sample.video)), np.uint8)
-        for object_id in sample.objects: total += self.object_mask(sample.video, object_id)
+        for object_id in sample.objects:
+            total += self.object_mask(sample.video, object_id)
         return total
-    def masks(self, sample): return self.counts(sample) > 0 # bool [T, H, W]
-    def foreground(self,
-        name:str, # of the video
-    )->np.ndarray: # bool [T, H, W]
+
+    def masks(self, sample):
+        return self.counts(sample) > 0  # bool [T, H, W]
+
+    def foreground(
+        self,
+        name: str,  # of the video
+    ) -> np.ndarray:  # bool [T, H, W]
         "The union of all annotated objects of a video. Errors as `counts`."
         self.need_truth()
         union = np.zeros((len(self.entry(name).frames), *self.size(name)), bool)
-        for object_id in self.object_ids(name): union |= self.object_mask(name, object_id)
+        for object_id in self.object_ids(name):
+            union |= self.object_mask(name, object_id)
         return union
-    def void(self, sample): return None # bool [T, H, W], pixels that do not count; None: there are none
-    def object_ids(self, name): # ids of all annotated objects of a video
+
+    def void(self, sample):
+        return None  # bool [T, H, W], pixels that do not count; None: there are none
+
+    def object_ids(self, name):  # ids of all annotated objects of a video
         return list(dict.fromkeys(o for s in self.entry(name).samples.values() for o in s.objects))
 
 # %% ../nbs/21_datasets.ipynb #f4afe3f8
 class VRSDataset(Truth, DataFolder):
     "Videos, sentences and masks. A subclass gives `read`, `frame_file` and `object_masks`; the rest follows from these."
-    zip_prefix = None # None: no server takes predictions; else what stands before <video>/<exp_id>/<frame>.png in the zip
-    listed_only = False # True: a folder of frames that the json does not list is a problem
+
+    zip_prefix = None  # None: no server takes predictions; else what stands before <video>/<exp_id>/<frame>.png in the zip
+    listed_only = False  # True: a folder of frames that the json does not list is a problem
+
     def __init__(self, root, split=None):
         super().__init__(root)
         self.start(split)
+
     def start(self, split):
         self.split = self.splits[0] if split is None else split
-        if self.split not in self.splits: raise VRSError(f"{self.name} has no split {split!r}: choose one of {', '.join(self.splits)}")
+        if self.split not in self.splits:
+            raise VRSError(
+                f"{self.name} has no split {split!r}: choose one of {', '.join(self.splits)}"
+            )
         self.videos = self.read()
         for v in self.videos.values():
-            if not v.frames: raise VRSError(f"{self.where(v.name)}/frames: there are none; copy or download them again")
+            if not v.frames:
+                raise VRSError(
+                    f"{self.where(v.name)}/frames: there are none; copy or download them again"
+                )
         self.samples = [s for v in self.videos.values() for s in v.samples.values()]
-        if not self.samples: raise VRSError(f"{self.where()}: there is no sentence in it; is it the right file for the split {self.split}?")
-    def read(self): raise NotImplementedError("a subclass of VRSDataset gives read() -> {video: VideoEntry}")
-    def frame_file(self, video, frame): raise NotImplementedError("a subclass of VRSDataset gives frame_file(video, frame) -> Path")
-    def object_masks(self, video, object_id): raise NotImplementedError("a subclass of VRSDataset gives object_masks(video, object_id) -> [T, H, W]")
-    def __len__(self): return len(self.samples)
-    def __getitem__(self, i): return self.samples[i]
-    def __iter__(self): return iter(self.samples)
-    def entry(self, name): # -> VideoEntry
-        if name not in self.videos: raise VRSError(f"{self.name} has no video {name!r} in the split {self.split}")
+        if not self.samples:
+            raise VRSError(
+                f"{self.where()}: there is no sentence in it; is it the right file for the split {self.split}?"
+            )
+
+    def read(self):
+        raise NotImplementedError("a subclass of VRSDataset gives read() -> {video: VideoEntry}")
+
+    def frame_file(self, video, frame):
+        raise NotImplementedError("a subclass of VRSDataset gives frame_file(video, frame) -> Path")
+
+    def object_masks(self, video, object_id):
+        raise NotImplementedError(
+            "a subclass of VRSDataset gives object_masks(video, object_id) -> [T, H, W]"
+        )
+
+    def __len__(self):
+        return len(self.samples)
+
+    def __getitem__(self, i):
+        return self.samples[i]
+
+    def __iter__(self):
+        return iter(self.samples)
+
+    def entry(self, name):  # -> VideoEntry
+        if name not in self.videos:
+            raise VRSError(f"{self.name} has no video {name!r} in the split {self.split}")
         return self.videos[name]
-    def video(self, name): # -> Video, whose frames are read when they are asked for
+
+    def video(self, name):  # -> Video, whose frames are read when they are asked for
         return ListedVideo([self.frame_file(name, f) for f in self.entry(name).frames], name)
-    def size(self, name): return self.picture_size(self.frame_file(name, self.entry(name).frames[0])) # (height, width) of the annotation
-    def where(self, name=None): return self.fill(self.meta or self.name) + (f": {name}" if name else "") # for errors
-    def problems(self, entry): return [*text_problems(self, entry), *frame_problems(self, entry), *(mask_problems(self, entry) if self.has_truth else [])]
-    def check(self, progress=False): # -> list of lines, [] where all is well
+
+    def size(self, name):
+        return self.picture_size(
+            self.frame_file(name, self.entry(name).frames[0])
+        )  # (height, width) of the annotation
+
+    def where(self, name=None):
+        return self.fill(self.meta or self.name) + (f": {name}" if name else "")  # for errors
+
+    def problems(self, entry):
+        return [
+            *text_problems(self, entry),
+            *frame_problems(self, entry),
+            *(mask_problems(self, entry) if self.has_truth else []),
+        ]
+
+    def check(self, progress=False):  # -> list of lines, [] where all is well
         "Every problem that the files of this split have. Reads all headers of frames, and masks."
         from tqdm.auto import tqdm
+
         bar = tqdm(self.videos.values(), desc=self.name, unit="video", disable=not progress)
         return list(dict.fromkeys(line for entry in bar for line in alike(self.problems(entry))))
-    def __repr__(self): return f"{type(self).__name__}({self.split!r}: {len(self.videos)} videos, {len(self)} sentences{'' if self.has_truth else ', no masks'})"
+
+    def __repr__(self):
+        return f"{type(self).__name__}({self.split!r}: {len(self.videos)} videos, {len(self)} sentences{'' if self.has_truth else ', no masks'})"
 
 # %% ../nbs/21_datasets.ipynb #d1645f1a
 def alike(
-    lines:list, # problems of one video
-)->list: # fewer of them
+    lines: list,  # problems of one video
+) -> list:  # fewer of them
     "Lines that differ in nothing but numbers become one, with a count."
     groups = {}
-    for line in dict.fromkeys(lines): groups.setdefault(re.sub(r"\d+", "#", line), []).append(line)
-    return [g[0] + (f" (and {len(g) - 1} more like this)" if len(g) > 1 else "") for g in groups.values()]
+    for line in dict.fromkeys(lines):
+        groups.setdefault(re.sub(r"\d+", "#", line), []).append(line)
+    return [
+        g[0] + (f" (and {len(g) - 1} more like this)" if len(g) > 1 else "")
+        for g in groups.values()
+    ]
 
 # %% ../nbs/21_datasets.ipynb #3cdfa150
-def text_problems(data, entry): # -> generator of lines
+def text_problems(data, entry):  # -> generator of lines
     "Empty sentences, targets that are missing, frames that are listed twice."
     for s in entry.samples.values():
         place = f"{data.where(entry.name)}/expressions/{s.exp_id}"
-        if not s.text.strip(): yield f"{place}: the sentence is empty; write one, or take the expression away"
-        if data.has_truth and s.type_id in (0, 1) and not s.objects: yield f"{place}: names no target, though its type_id is {s.type_id}; only type 2 may do so"
+        if not s.text.strip():
+            yield f"{place}: the sentence is empty; write one, or take the expression away"
+        if data.has_truth and s.type_id in (0, 1) and not s.objects:
+            yield f"{place}: names no target, though its type_id is {s.type_id}; only type 2 may do so"
     for f in dict.fromkeys(f for f in entry.frames if entry.frames.count(f) > 1):
         yield f"{data.where(entry.name)}/frames: {f} is listed twice; take one away"
 
 # %% ../nbs/21_datasets.ipynb #c978b839
-def frame_problems(data, entry): # -> generator of lines
+def frame_problems(data, entry):  # -> generator of lines
     "Frames that are missing, broken, of another size than the masks, or not listed."
     files, wanted = [data.frame_file(entry.name, f) for f in entry.frames], None
-    try: wanted = data.size(entry.name)
-    except VRSError: pass # its own check says so
+    try:
+        wanted = data.size(entry.name)
+    except VRSError:
+        pass  # its own check says so
     for f in files:
-        try: size = data.picture_size(f)
-        except VRSError as e: yield str(e); continue
+        try:
+            size = data.picture_size(f)
+        except VRSError as e:
+            yield str(e)
+            continue
         wanted = wanted or size
-        if size != wanted: yield f"{data.short(f)} is {size[1]}x{size[0]}, but the masks are {wanted[1]}x{wanted[0]}; bring both to one size"
-    if not data.listed_only: return
+        if size != wanted:
+            yield f"{data.short(f)} is {size[1]}x{size[0]}, but the masks are {wanted[1]}x{wanted[0]}; bring both to one size"
+    if not data.listed_only:
+        return
     for name in names_in(files[0].parent):
-        if name not in entry.frames: yield f"{data.short(files[0].with_name(name))} is a frame that {data.where(entry.name)}/frames does not list; rename it, or take it away"
+        if name not in entry.frames:
+            yield f"{data.short(files[0].with_name(name))} is a frame that {data.where(entry.name)}/frames does not list; rename it, or take it away"
 
 # %% ../nbs/21_datasets.ipynb #880f6ff3
-def mask_problems(data, entry): # -> generator of lines
+def mask_problems(data, entry):  # -> generator of lines
     "Objects whose masks cannot be read, do not fit the frames, or are empty everywhere."
     for o in data.object_ids(entry.name):
         try:
-            if not data.object_mask(entry.name, o).any(): yield f"{data.where(entry.name)}: object {o} is on no frame; is its number right?"
-        except VRSError as e: yield str(e)
+            if not data.object_mask(entry.name, o).any():
+                yield f"{data.where(entry.name)}: object {o} is on no frame; is its number right?"
+        except VRSError as e:
+            yield str(e)
 
 # %% ../nbs/21_datasets.ipynb #683a13b8
 class MetaExpressions(VRSDataset):
     "What ReVOS, MeViS, Ref-YouTube-VOS and Ref-DAVIS17 share: a json file `{videos: {video: {frames, expressions}}}`, and a folder of frames a video."
-    meta, pictures, listed_only = "meta_expressions/{split}/meta_expressions.json", "{split}/JPEGImages", True
-    def where(self, name=None): return super().where() + (f": videos/{name}" if name else "")
-    def objects(self, exp_id, e): return () # key and Field of an expression -> ids of its targets
-    def type_of(self, e): return e.get("type_id") and e["type_id"].of(int) # None where it is not given
-    def stated_size(self, v): # -> (height, width), None where the file does not say
+
+    meta, pictures, listed_only = (
+        "meta_expressions/{split}/meta_expressions.json",
+        "{split}/JPEGImages",
+        True,
+    )
+
+    def where(self, name=None):
+        return super().where() + (f": videos/{name}" if name else "")
+
+    def objects(self, exp_id, e):
+        return ()  # key and Field of an expression -> ids of its targets
+
+    def type_of(self, e):
+        return e.get("type_id") and e["type_id"].of(int)  # None where it is not given
+
+    def stated_size(self, v):  # -> (height, width), None where the file does not say
         sides = [v.get(side) and pixels(v[side]) for side in ("height", "width")]
         return tuple(sides) if all(sides) else None
-    def read(self): return {name: self.read_video(as_name(name, v), v) for name, v in self.json(self.fill(self.meta))["videos"].items()}
-    def read_video(self, name, v): # the video's Field -> VideoEntry
+
+    def read(self):
+        return {
+            name: self.read_video(as_name(name, v), v)
+            for name, v in self.json(self.fill(self.meta))["videos"].items()
+        }
+
+    def read_video(self, name, v):  # the video's Field -> VideoEntry
         frames, _ = tuple(as_name(f.of(str), f) for f in v["frames"]), self.stated_size(v)
-        samples = {k: Sample(name, as_name(k, e), e["exp"].of(str), self.type_of(e), self.objects(k, e)) for k, e in v["expressions"].items()}
+        samples = {
+            k: Sample(name, as_name(k, e), e["exp"].of(str), self.type_of(e), self.objects(k, e))
+            for k, e in v["expressions"].items()
+        }
         return VideoEntry(name, frames, samples)
-    def frame_file(self, video, frame): return picture_file(self.root / self.fill(self.pictures) / video, frame)
+
+    def frame_file(self, video, frame):
+        return picture_file(self.root / self.fill(self.pictures) / video, frame)
 
 # %% ../nbs/21_datasets.ipynb #d4e1dfe4
-def check_length(codes, n, name): # Field of a list, frames of the video and its name -> list of Fields
+def check_length(
+    codes, n, name
+):  # Field of a list, frames of the video and its name -> list of Fields
     "A mask for each frame, or a `VRSError`."
-    if len(codes.of(list)) == n: return list(codes)
-    raise codes.error(f"holds {len(codes.value)} masks, but the video {name} has {n} frames", "download both again, for nobody knows which mask belongs to which frame")
+    if len(codes.of(list)) == n:
+        return list(codes)
+    raise codes.error(
+        f"holds {len(codes.value)} masks, but the video {name} has {n} frames",
+        "download both again, for nobody knows which mask belongs to which frame",
+    )
 
 # %% ../nbs/21_datasets.ipynb #250c641c
-def code_problems(codes, size): # functions that give Fields and (height, width) -> generator of lines
+def code_problems(
+    codes, size
+):  # functions that give Fields and (height, width) -> generator of lines
     "What is wrong with the masks of one object."
-    try: codes, size = codes(), size()
-    except VRSError as e: yield str(e); return
+    try:
+        codes, size = codes(), size()
+    except VRSError as e:
+        yield str(e)
+        return
     for code in codes:
-        try: code.value is None or check_rle(code, size)
-        except VRSError as e: yield str(e)
+        try:
+            code.value is None or check_rle(code, size)
+        except VRSError as e:
+            yield str(e)
 
 # %% ../nbs/21_datasets.ipynb #f2a28417
 class RunLengthVideos(MetaExpressions):
     "Videos whose masks lie in one json file, `{anno_id: [a code or null for each frame]}`."
+
     mask_dict = "mask_dict.json"
+
     def read(self):
         videos, masks = super().read(), self.fill(self.mask_dict)
-        if self.has_truth and not (self.root / masks).is_file(): self.json(masks) # large, so read when it is needed; but say now that it is missing
+        if self.has_truth and not (self.root / masks).is_file():
+            self.json(masks)  # large, so read when it is needed; but say now that it is missing
         return videos
+
     def objects(self, exp_id, e):
         ids = [str(a.of(int, str)) for a in e["anno_id"]] if self.has_truth else []
-        return tuple(i for i in ids if i != "-1") # -1 stands for nothing
-    def codes(self, name, object_id): # -> list of T Fields
+        return tuple(i for i in ids if i != "-1")  # -1 stands for nothing
+
+    def codes(self, name, object_id):  # -> list of T Fields
         table = self.json(self.fill(self.mask_dict))
-        if object_id not in table.of(dict): raise Field(None, table.file, object_id).error(f"is missing, but {self.where(name)} has a sentence with this anno_id")
+        if object_id not in table.of(dict):
+            raise Field(None, table.file, object_id).error(
+                f"is missing, but {self.where(name)} has a sentence with this anno_id"
+            )
         return check_length(table[object_id], len(self.entry(name).frames), name)
-    def size(self, name): # of the json; else of the first code; else of the first frame
+
+    def size(self, name):  # of the json; else of the first code; else of the first frame
         stated = self.stated_size(self.json(self.fill(self.meta))["videos"][self.entry(name).name])
-        if stated: return stated
+        if stated:
+            return stated
         ids = self.object_ids(name) if self.has_truth else []
         code = next((c for o in ids for c in self.codes(name, o) if c.value is not None), None)
         return tuple(check_rle(code)["size"]) if code else super().size(name)
-    def stack(self, codes, size): return np.stack([rle_mask(c, size) for c in codes])
-    def object_masks(self, video, object_id): return self.stack(self.codes(video, object_id), self.size(video))
-    def lists(self, name): return [lambda o=o: self.codes(name, o) for o in self.object_ids(name)] if self.has_truth else []
+
+    def stack(self, codes, size):
+        return np.stack([rle_mask(c, size) for c in codes])
+
+    def object_masks(self, video, object_id):
+        return self.stack(self.codes(video, object_id), self.size(video))
+
+    def lists(self, name):
+        return (
+            [lambda o=o: self.codes(name, o) for o in self.object_ids(name)]
+            if self.has_truth
+            else []
+        )
+
     def problems(self, entry):
-        return [*text_problems(self, entry), *frame_problems(self, entry),
-                *(line for codes in self.lists(entry.name) for line in code_problems(codes, lambda: self.size(entry.name))), *self.unseen(entry.name)]
-    def unseen(self, name): # -> generator of lines
+        return [
+            *text_problems(self, entry),
+            *frame_problems(self, entry),
+            *(
+                line
+                for codes in self.lists(entry.name)
+                for line in code_problems(codes, lambda: self.size(entry.name))
+            ),
+            *self.unseen(entry.name),
+        ]
+
+    def unseen(self, name):  # -> generator of lines
         for o in self.object_ids(name) if self.has_truth else []:
-            try: seen = any(c.value is not None for c in self.codes(name, o))
-            except VRSError: seen = True # its own check says so
-            if not seen: yield f"{self.where(name)}: object {o} is on no frame; is its number right?"
+            try:
+                seen = any(c.value is not None for c in self.codes(name, o))
+            except VRSError:
+                seen = True  # its own check says so
+            if not seen:
+                yield f"{self.where(name)}: object {o} is on no frame; is its number right?"
 
 # %% ../nbs/21_datasets.ipynb #e81803f5
 class ReVOS(RunLengthVideos):
     "ReVOS (Yan et al., ECCV 2024): referring, reasoning and no-target sentences; also what `MiniVRS.save` writes."
-    name, splits, meta, pictures = "revos", ("valid", "train"), "meta_expressions_{split}_.json", "JPEGImages"
+
+    name, splits, meta, pictures = (
+        "revos",
+        ("valid", "train"),
+        "meta_expressions_{split}_.json",
+        "JPEGImages",
+    )
     layout = "meta_expressions_valid_.json, mask_dict.json, mask_dict_foreground.json, JPEGImages/<video>/<frame>.jpg"
+
     def type_of(self, e):
-        if e["type_id"].of(int) in (0, 1, 2): return e["type_id"].value
+        if e["type_id"].of(int) in (0, 1, 2):
+            return e["type_id"].value
         raise e["type_id"].error(f"must be 0, 1 or 2, not {e['type_id'].value}")
+
     def foreground_codes(self, name):
-        return check_length(self.json("mask_dict_foreground.json")[name]["masks_rle"], len(self.entry(name).frames), name)
-    def foreground(self, name): return self.stack(self.foreground_codes(name), self.size(name))
-    def lists(self, name): return super().lists(name) + [lambda: self.foreground_codes(name)]
+        return check_length(
+            self.json("mask_dict_foreground.json")[name]["masks_rle"],
+            len(self.entry(name).frames),
+            name,
+        )
+
+    def foreground(self, name):
+        return self.stack(self.foreground_codes(name), self.size(name))
+
+    def lists(self, name):
+        return super().lists(name) + [lambda: self.foreground_codes(name)]
 
 # %% ../nbs/21_datasets.ipynb #9e6ce6ba
 class MeViS(RunLengthVideos):
     "MeViS (Ding et al., ICCV 2023): sentences about motion. The masks of the split `valid` are kept by a server."
-    name, splits, zip_prefix, mask_dict = "mevis", ("valid_u", "valid", "train"), "", "{split}/mask_dict.json"
-    meta, layout = "{split}/meta_expressions.json", "valid_u/meta_expressions.json, valid_u/mask_dict.json, valid_u/JPEGImages/<video>/<frame>.jpg"
+
+    name, splits, zip_prefix, mask_dict = (
+        "mevis",
+        ("valid_u", "valid", "train"),
+        "",
+        "{split}/mask_dict.json",
+    )
+    meta, layout = (
+        "{split}/meta_expressions.json",
+        "valid_u/meta_expressions.json, valid_u/mask_dict.json, valid_u/JPEGImages/<video>/<frame>.jpg",
+    )
+
     @property
-    def has_truth(self): return self.split != "valid"
+    def has_truth(self):
+        return self.split != "valid"
 
 # %% ../nbs/21_datasets.ipynb #5f6327a5
 def read_annotation(
-    root:Path, # folder of the data set
-    file:str, # relative to it
-    binary:bool=False, # everything that is not 0, or not black, is 1
-)->np.ndarray: # uint8 [H, W], object numbers
+    root: Path,  # folder of the data set
+    file: str,  # relative to it
+    binary: bool = False,  # everything that is not 0, or not black, is 1
+) -> np.ndarray:  # uint8 [H, W], object numbers
     "A mask picture. Missing, broken, or in colours where numbers are needed: a `VRSError`."
     try:
-        with Image.open(root / file) as im: mode, a = im.mode, np.array(im if im.mode in ("P", "L", "1") else im.convert("RGB"), np.uint8)
-    except FileNotFoundError: raise VRSError(f"{file} is missing; copy it again") from None
-    except BAD_PICTURE as e: raise VRSError(f"{file} cannot be read as a picture ({reason(e)}); copy it again") from e
-    if a.ndim == 3 and not binary: raise VRSError(f"{file} is a picture in colours ({mode}), its object numbers are lost; copy the original, a PNG with a palette")
+        with Image.open(root / file) as im:
+            mode, a = (
+                im.mode,
+                np.array(im if im.mode in ("P", "L", "1") else im.convert("RGB"), np.uint8),
+            )
+    except FileNotFoundError:
+        raise VRSError(f"{file} is missing; copy it again") from None
+    except BAD_PICTURE as e:
+        raise VRSError(f"{file} cannot be read as a picture ({reason(e)}); copy it again") from e
+    if a.ndim == 3 and not binary:
+        raise VRSError(
+            f"{file} is a picture in colours ({mode}), its object numbers are lost; copy the original, a PNG with a palette"
+        )
     return a if not binary else (a.any(-1) if a.ndim == 3 else a > 0).astype(np.uint8)
 
 # %% ../nbs/21_datasets.ipynb #43bb9c2e
 def read_annotations(
-    root:Path, # folder of the data set
-    files:list, # T names relative to it
-    binary:bool=False, # see `read_annotation`
-)->np.ndarray: # uint8 [T, H, W]
+    root: Path,  # folder of the data set
+    files: list,  # T names relative to it
+    binary: bool = False,  # see `read_annotation`
+) -> np.ndarray:  # uint8 [T, H, W]
     "Mask pictures of one video. As `read_annotation`, and a `VRSError` where they differ in size."
     maps = [read_annotation(root, f, binary) for f in files]
     (h, w) = maps[0].shape
     for f, m in zip(files, maps):
-        if m.shape != (h, w): raise VRSError(f"{f} is {m.shape[1]}x{m.shape[0]}, the first one {w}x{h}; copy it again")
+        if m.shape != (h, w):
+            raise VRSError(
+                f"{f} is {m.shape[1]}x{m.shape[0]}, the first one {w}x{h}; copy it again"
+            )
     return np.stack(maps)
 
 # %% ../nbs/21_datasets.ipynb #8e7fd33b
-def whole(field): # Field of 3 or "3" -> 3
+def whole(field):  # Field of 3 or "3" -> 3
     "A whole number, also one that was written as text."
-    if re.fullmatch(r"\d+", str(field.of(int, str))): return int(field.value)
+    if re.fullmatch(r"\d+", str(field.of(int, str))):
+        return int(field.value)
     raise field.error(f"must be a whole number from 0 on, not {field.value!r}")
 
 # %% ../nbs/21_datasets.ipynb #c08ed3d3
 class PaletteVideos(MetaExpressions):
     "Videos with a PNG for each frame in which a pixel's value is the number of its object; 255 does not count."
-    def annotation_file(self, name, frame): return f"{self.split}/Annotations/{name}/{frame}.png"
-    def annotations(self, name): # -> uint8 [T, H, W]
+
+    def annotation_file(self, name, frame):
+        return f"{self.split}/Annotations/{name}/{frame}.png"
+
+    def annotations(self, name):  # -> uint8 [T, H, W]
         files = [self.annotation_file(name, f) for f in self.entry(name).frames]
         return self.keep(name, lambda: read_annotations(self.root, files))
+
     def size(self, name):
         first = self.annotation_file(name, self.entry(name).frames[0])
         return self.picture_size(self.root / first) if self.has_truth else super().size(name)
-    def object_masks(self, video, object_id): return self.annotations(video) == object_id
+
+    def object_masks(self, video, object_id):
+        return self.annotations(video) == object_id
+
     def foreground(self, name):
         self.need_truth()
         return (self.annotations(name) > 0) & (self.annotations(name) < 255)
+
     def void(self, sample):
         unsure = self.annotations(sample.video) == 255 if self.has_truth else np.zeros(1)
         return unsure if unsure.any() else None
-    def problems(self, entry): return [*text_problems(self, entry), *frame_problems(self, entry), *(palette_problems(self, entry) if self.has_truth else [])]
+
+    def problems(self, entry):
+        return [
+            *text_problems(self, entry),
+            *frame_problems(self, entry),
+            *(palette_problems(self, entry) if self.has_truth else []),
+        ]
 
 # %% ../nbs/21_datasets.ipynb #1cd672b8
 class RefYouTubeVOS(PaletteVideos):
     "Ref-YouTube-VOS (Seo et al., ECCV 2020). `valid` is what is in valid but not in test, 202 videos; a server keeps its masks."
-    name, splits, zip_prefix, listed_only = "ref-youtube-vos", ("valid", "train"), "Annotations", False
+
+    name, splits, zip_prefix, listed_only = (
+        "ref-youtube-vos",
+        ("valid", "train"),
+        "Annotations",
+        False,
+    )
     layout = "meta_expressions/{valid,test}/meta_expressions.json, valid/JPEGImages/<video>/<frame>.jpg, and for training train/Annotations/<video>/<frame>.png"
+
     @property
-    def has_truth(self): return self.split == "train"
-    def objects(self, exp_id, e): return (whole(e["obj_id"]),) if self.has_truth else ()
+    def has_truth(self):
+        return self.split == "train"
+
+    def objects(self, exp_id, e):
+        return (whole(e["obj_id"]),) if self.has_truth else ()
+
     def read(self):
         videos = super().read()
-        if self.split == "train": return videos
-        try: test = self.json("meta_expressions/test/meta_expressions.json")["videos"].of(dict)
-        except VRSError as e: raise VRSError(f"{e}; it says which videos of valid are not for validation") from None
+        if self.split == "train":
+            return videos
+        try:
+            test = self.json("meta_expressions/test/meta_expressions.json")["videos"].of(dict)
+        except VRSError as e:
+            raise VRSError(f"{e}; it says which videos of valid are not for validation") from None
         return {name: v for name, v in videos.items() if name not in test}
+
     @classmethod
-    def fits(cls, root): return super().fits(root) and not RefDAVIS17.fits(root)
+    def fits(cls, root):
+        return super().fits(root) and not RefDAVIS17.fits(root)
 
 # %% ../nbs/21_datasets.ipynb #e736559a
 class RefDAVIS17(PaletteVideos):
     "Ref-DAVIS17 (Khoreva et al., ACCV 2018): four people described each object; expression index = object * 4 + annotator."
+
     name, splits, annotators = "ref-davis17", ("valid", "train"), 4
     layout = "meta_expressions/valid/meta_expressions.json, valid/JPEGImages/<video>/<frame>.jpg, valid/Annotations/<video>/<frame>.png"
+
     def objects(self, exp_id, e):
         index = whole(replace(e, value=exp_id))
         return (whole(e["obj_id"]) if e.get("obj_id") else index // self.annotators + 1,)
-    def annotator(self, sample): return int(sample.exp_id) % self.annotators # 0 to 3
+
+    def annotator(self, sample):
+        return int(sample.exp_id) % self.annotators  # 0 to 3
+
     @classmethod
-    def fits(cls, root): return super().fits(root) and (Path(root) / "valid/Annotations").is_dir()
+    def fits(cls, root):
+        return super().fits(root) and (Path(root) / "valid/Annotations").is_dir()
 
 # %% ../nbs/21_datasets.ipynb #93043e6f
-def palette_problems(data, entry): # -> generator of lines
+def palette_problems(data, entry):  # -> generator of lines
     "Annotations that are missing, broken or of another size, and objects that are in none of them."
     seen, first = {0}, None
     for f in entry.frames:
-        try: a = read_annotation(data.root, data.annotation_file(entry.name, f))
-        except VRSError as e: yield str(e); continue
+        try:
+            a = read_annotation(data.root, data.annotation_file(entry.name, f))
+        except VRSError as e:
+            yield str(e)
+            continue
         first = first or a.shape
-        if a.shape != first: yield f"{data.annotation_file(entry.name, f)} is {a.shape[1]}x{a.shape[0]}, the first one {first[1]}x{first[0]}; copy it again"
+        if a.shape != first:
+            yield f"{data.annotation_file(entry.name, f)} is {a.shape[1]}x{a.shape[0]}, the first one {first[1]}x{first[0]}; copy it again"
         seen |= set(np.unique(a).tolist())
     for o in data.object_ids(entry.name):
-        if o not in seen: yield f"{data.where(entry.name)}: object {o} is in no annotation of the video; is its number right?"
+        if o not in seen:
+            yield f"{data.where(entry.name)}: object {o} is in no annotation of the video; is its number right?"
 
 # %% ../nbs/21_datasets.ipynb #b200e042
-def listed_samples(name, expressions): # of the video, Field of a list -> {exp_id: Sample}
+def listed_samples(name, expressions):  # of the video, Field of a list -> {exp_id: Sample}
     "Sentences of ReasonVOS. Where their numbers start anew for each object, the object becomes part of the key."
-    rows = [(str(e["exp_id"].of(int, str)), as_name(str(e["obj_id"].of(int, str)), e["obj_id"]), e) for e in expressions]
+    rows = [
+        (str(e["exp_id"].of(int, str)), as_name(str(e["obj_id"].of(int, str)), e["obj_id"]), e)
+        for e in expressions
+    ]
     unique, samples = len({exp_id for exp_id, *_ in rows}) == len(rows), {}
     for exp_id, obj_id, e in rows:
         key = as_name(exp_id if unique else f"{obj_id}_{exp_id}", e["exp_id"])
-        if key in samples: raise e["exp_id"].error(f"{exp_id} is there twice for the object {obj_id}")
+        if key in samples:
+            raise e["exp_id"].error(f"{exp_id} is there twice for the object {obj_id}")
         samples[key] = Sample(name, key, e["exp_text"].of(str), None, (obj_id,))
     return samples
 
 # %% ../nbs/21_datasets.ipynb #2198a7d5
 class ReasonVOS(VRSDataset):
     "ReasonVOS (Bai et al., NeurIPS 2024): videos from other data sets. The expressions are a list, the masks are black and white."
+
     name, splits, meta, listed_only = "reasonvos", ("test",), "meta_expressions.json", True
     layout = "meta_expressions.json, JPEGImages/<video>/<frame>.jpg, Annotations/<source>_<video>_<obj_id>/<frame>.png"
-    def where(self, name=None): return super().where() + (f": videos/{name}" if name else "")
+
+    def where(self, name=None):
+        return super().where() + (f": videos/{name}" if name else "")
+
     def read(self):
         self.source, videos = {}, self.json(self.meta)["videos"]
         return {name: self.read_video(as_name(name, v), v) for name, v in videos.items()}
-    def read_video(self, name, v): # the video's Field -> VideoEntry
+
+    def read_video(self, name, v):  # the video's Field -> VideoEntry
         self.source[name] = as_name(v["source"].of(str), v["source"])
-        frames = tuple(as_name(f.of(str), f) for f in v["frames"]) if v.get("frames") else names_in(self.folder(name))
+        frames = (
+            tuple(as_name(f.of(str), f) for f in v["frames"])
+            if v.get("frames")
+            else names_in(self.folder(name))
+        )
         return VideoEntry(name, frames, listed_samples(name, v["expressions"]))
-    def folder(self, name): # the first one that is there
+
+    def folder(self, name):  # the first one that is there
         options = [self.root / "JPEGImages" / n for n in (name, f"{self.source[name]}_{name}")]
         return next((f for f in options if f.is_dir()), options[0])
-    def frame_file(self, video, frame): return picture_file(self.folder(video), frame)
-    def files_of(self, video, object_id): return [f"Annotations/{self.source[video]}_{video}_{object_id}/{f}.png" for f in self.entry(video).frames]
-    def object_masks(self, video, object_id): return read_annotations(self.root, self.files_of(video, object_id), binary=True)
-    def size(self, name): # of the first mask that there should be
+
+    def frame_file(self, video, frame):
+        return picture_file(self.folder(video), frame)
+
+    def files_of(self, video, object_id):
+        return [
+            f"Annotations/{self.source[video]}_{video}_{object_id}/{f}.png"
+            for f in self.entry(video).frames
+        ]
+
+    def object_masks(self, video, object_id):
+        return read_annotations(self.root, self.files_of(video, object_id), binary=True)
+
+    def size(self, name):  # of the first mask that there should be
         files = [self.files_of(name, o)[0] for o in self.object_ids(name)[:1]]
         return self.picture_size(self.root / files[0]) if files else super().size(name)
 
 # %% ../nbs/21_datasets.ipynb #d89a51f5
 def paint(
-    shapes:list, # (label, [(x, y), ...])
-    size:tuple, # (height, width)
-)->np.ndarray: # uint8 [H, W]: 0 background, 1 target, 255 does not count
+    shapes: list,  # (label, [(x, y), ...])
+    size: tuple,  # (height, width)
+) -> np.ndarray:  # uint8 [H, W]: 0 background, 1 target, 255 does not count
     "Polygons, the largest first so that small ones lie on top; a label with `ignore` in it gives 255, `flag` nothing."
+
     def fill(points, value, canvas):
         draw = ImageDraw.Draw(canvas)
-        draw.polygon(points, fill=value, outline=value) if len(points) > 2 else draw.line(points * 2, fill=value)
+        draw.polygon(points, fill=value, outline=value) if len(points) > 2 else draw.line(
+            points * 2, fill=value
+        )
         return canvas
+
     blank = lambda: Image.new("L", size[::-1])
-    shapes = [(label.lower(), [(int(x), int(y)) for x, y in points]) for label, points in shapes if label.lower() != "flag"]
+    shapes = [
+        (label.lower(), [(int(x), int(y)) for x, y in points])
+        for label, points in shapes
+        if label.lower() != "flag"
+    ]
     area = [np.count_nonzero(fill(points, 1, blank())) for _, points in shapes]
     canvas = blank()
-    for i in np.argsort(area, kind="stable")[::-1]: fill(shapes[i][1], 255 if "ignore" in shapes[i][0] else 1, canvas)
+    for i in np.argsort(area, kind="stable")[::-1]:
+        fill(shapes[i][1], 255 if "ignore" in shapes[i][0] else 1, canvas)
     return np.array(canvas)
 
 # %% ../nbs/21_datasets.ipynb #429bd52d
-def read_point(p): # Field of [x, y] -> (x, y)
+def read_point(p):  # Field of [x, y] -> (x, y)
     "A point of a polygon, or a `VRSError`."
     x, y = [n.of(int, float) for n in p] if len(p.of(list)) == 2 else (math.nan, 0)
-    if not (abs(x) <= 65_535 and abs(y) <= 65_535): raise p.error("must be [x, y] in pixels") # nan is not <= either
+    if not (abs(x) <= 65_535 and abs(y) <= 65_535):
+        raise p.error("must be [x, y] in pixels")  # nan is not <= either
     return x, y
 
 # %% ../nbs/21_datasets.ipynb #2700627f
-def read_shape(s): # Field of {label, points} -> (label, points)
+def read_shape(s):  # Field of {label, points} -> (label, points)
     "A polygon of ReasonSeg, or a `VRSError`."
     points = [read_point(p) for p in s["points"]]
-    if not points: raise s["points"].error("is empty")
+    if not points:
+        raise s["points"].error("is empty")
     return s["label"].of(str), points
 
 # %% ../nbs/21_datasets.ipynb #b4562dfd
 class ReasonSeg(VRSDataset):
     "ReasonSeg (Lai et al., CVPR 2024): questions about still images, targets as polygons. A video of one frame."
+
     name, splits, meta = "reasonseg", ("val", "test", "train"), "{split}"
     layout = "val/<name>.jpg and beside each val/<name>.json with shapes and text"
+
     def read(self):
         self.shapes, files = {}, sorted((self.root / self.split).glob("*.json"), key=natural_key)
         return {f.stem: self.read_image(f.stem, read_json(self.root, self.short(f))) for f in files}
-    def read_image(self, name, v): # Field of the file -> VideoEntry
-        self.shapes[name], texts = [read_shape(s) for s in v["shapes"]], [t.of(str) for t in v["text"]]
-        targets = [label for label, _ in self.shapes[name] if "ignore" not in label.lower() and label.lower() != "flag"]
-        return VideoEntry(name, (name,), {str(i): Sample(name, str(i), t, None, ("target",) if targets else ()) for i, t in enumerate(texts)})
+
+    def read_image(self, name, v):  # Field of the file -> VideoEntry
+        self.shapes[name], texts = (
+            [read_shape(s) for s in v["shapes"]],
+            [t.of(str) for t in v["text"]],
+        )
+        targets = [
+            label
+            for label, _ in self.shapes[name]
+            if "ignore" not in label.lower() and label.lower() != "flag"
+        ]
+        return VideoEntry(
+            name,
+            (name,),
+            {
+                str(i): Sample(name, str(i), t, None, ("target",) if targets else ())
+                for i, t in enumerate(texts)
+            },
+        )
+
     @classmethod
-    def present(cls, root): # a json for each picture; those of MeViS are others
-        return [s for s in cls.splits if any(f.stem not in ("meta_expressions", "mask_dict") for f in (Path(root) / s).glob("*.json"))]
-    def where(self, name=None): return f"{self.split}/{name}.json" if name else self.split
-    def frame_file(self, video, frame): return picture_file(self.root / self.split, frame)
-    def painted(self, name): return self.keep(name, lambda: paint(self.shapes[name], self.size(name))[None])
-    def object_masks(self, video, object_id): return self.painted(video) == 1
+    def present(cls, root):  # a json for each picture; those of MeViS are others
+        return [
+            s
+            for s in cls.splits
+            if any(
+                f.stem not in ("meta_expressions", "mask_dict")
+                for f in (Path(root) / s).glob("*.json")
+            )
+        ]
+
+    def where(self, name=None):
+        return f"{self.split}/{name}.json" if name else self.split
+
+    def frame_file(self, video, frame):
+        return picture_file(self.root / self.split, frame)
+
+    def painted(self, name):
+        return self.keep(name, lambda: paint(self.shapes[name], self.size(name))[None])
+
+    def object_masks(self, video, object_id):
+        return self.painted(video) == 1
+
     def void(self, sample):
         unsure = self.painted(self.entry(sample.video).name) == 255
         return unsure if unsure.any() else None
@@ -601,181 +1018,297 @@ class ReasonSeg(VRSDataset):
 # %% ../nbs/21_datasets.ipynb #f40d2dc0
 class PlainUnpickler(pickle.Unpickler):
     "Numbers, texts, lists and dicts only: a pickle that wants to call anything is refused."
-    def find_class(self, module, name): raise pickle.UnpicklingError(f"it wants to run {module}.{name}")
+
+    def find_class(self, module, name):
+        raise pickle.UnpicklingError(f"it wants to run {module}.{name}")
 
 # %% ../nbs/21_datasets.ipynb #aa20a827
 def read_pickle(
-    root:Path, # folder of the data set
-    file:str, # relative to it
-)->Field:
+    root: Path,  # folder of the data set
+    file: str,  # relative to it
+) -> Field:
     "A pickle of plain data, from Python 2 or 3. Missing, broken or dangerous: a `VRSError`."
     try:
-        with open(root / file, "rb") as f: return Field(PlainUnpickler(f, encoding="utf-8", errors="replace").load(), file)
-    except FileNotFoundError: raise VRSError(f"{file} is missing in the folder {root}: copy it there, or download it again") from None
-    except Exception as e: raise VRSError(f"{file} cannot be used ({reason(e)}): download it again from where you trust it") from e # broken pickles raise anything
+        with open(root / file, "rb") as f:
+            return Field(PlainUnpickler(f, encoding="utf-8", errors="replace").load(), file)
+    except FileNotFoundError:
+        raise VRSError(
+            f"{file} is missing in the folder {root}: copy it there, or download it again"
+        ) from None
+    except Exception as e:
+        raise VRSError(
+            f"{file} cannot be used ({reason(e)}): download it again from where you trust it"
+        ) from e  # broken pickles raise anything
 
 # %% ../nbs/21_datasets.ipynb #b14f6497
 def segmentation_mask(
-    code:Field, # polygons [[x, y, x, y, ...], ...], a run-length code or a list of those
-    size:tuple, # (height, width)
-)->np.ndarray: # bool [H, W]
+    code: Field,  # polygons [[x, y, x, y, ...], ...], a run-length code or a list of those
+    size: tuple,  # (height, width)
+) -> np.ndarray:  # bool [H, W]
     "A COCO segmentation as a mask. `VRSError` for anything else."
-    if isinstance(code.value, dict): return rle_mask(code, size)
+    if isinstance(code.value, dict):
+        return rle_mask(code, size)
     mask = np.zeros(size, bool)
     for part in code:
-        if isinstance(part.value, dict): mask |= rle_mask(part, size); continue
+        if isinstance(part.value, dict):
+            mask |= rle_mask(part, size)
+            continue
         numbers = [n.of(int, float) for n in part]
-        if len(numbers) < 6 or len(numbers) % 2 or not all(abs(n) <= 65_535 for n in numbers): raise part.error("must be [x, y, x, y, x, y, ...], three points or more")
+        if len(numbers) < 6 or len(numbers) % 2 or not all(abs(n) <= 65_535 for n in numbers):
+            raise part.error("must be [x, y, x, y, x, y, ...], three points or more")
         mask |= coco.decode(coco.frPyObjects([numbers], *size))[..., 0].astype(bool)
     return mask
 
 # %% ../nbs/21_datasets.ipynb #1e16fe69
 class ReferFiles(VRSDataset):
     "Where the files of RefCOCO and its sisters lie, and which splits they hold."
-    name, splits = "refcoco", ("val", "testA", "testB", "test", "train") # of these, what the file holds
+
+    name, splits = (
+        "refcoco",
+        ("val", "testA", "testB", "test", "train"),
+    )  # of these, what the file holds
     layout = "refer_seg/refcoco/{instances.json, refs(unc).p}, refer_seg/images/mscoco/images/train2014/<image>.jpg"
+
     @classmethod
-    def base(cls, root): return "refer_seg/" if (Path(root) / "refer_seg").is_dir() else ""
+    def base(cls, root):
+        return "refer_seg/" if (Path(root) / "refer_seg").is_dir() else ""
+
     @classmethod
     def refs_file(cls, root):
         options = [f"{cls.base(root)}{cls.name}/refs({who}).p" for who in ("unc", "umd", "google")]
         return next((f for f in options if (Path(root) / f).is_file()), options[0])
+
     @classmethod
     def present(cls, root):
-        if not (Path(root) / cls.refs_file(root)).is_file(): return []
-        try: held = {r["split"].of(str) for r in read_pickle(Path(root), cls.refs_file(root))}
-        except VRSError: held = {"val"} # opening it will say what is wrong
+        if not (Path(root) / cls.refs_file(root)).is_file():
+            return []
+        try:
+            held = {r["split"].of(str) for r in read_pickle(Path(root), cls.refs_file(root))}
+        except VRSError:
+            held = {"val"}  # opening it will say what is wrong
         return [s for s in cls.splits if s in held]
+
     def start(self, split):
         self.refs = read_pickle(self.root, self.refs_file(self.root))
         held = {r["split"].of(str) for r in self.refs}
         self.splits = tuple(s for s in self.splits if s in held) or self.splits[:1]
         super().start(split)
-    def where(self, name=None): return self.refs.file + (f": image {name}" if name else "")
+
+    def where(self, name=None):
+        return self.refs.file + (f": image {name}" if name else "")
 
 # %% ../nbs/21_datasets.ipynb #2f3cb1f4
 class RefCOCO(ReferFiles):
     "RefCOCO (Yu et al., ECCV 2016), in the layout that LISA uses: phrases about COCO's still images. A video of one frame."
+
     def read(self):
         table = self.json(f"{self.base(self.root)}{self.name}/instances.json")
         images, videos = {i["id"].of(int): i for i in table["images"]}, {}
-        self.annotations, self.images, self.of_image = {a["id"].of(int): a for a in table["annotations"]}, {}, {}
-        for i, a in self.annotations.items(): self.of_image.setdefault(a["image_id"].of(int), []).append(i)
+        self.annotations, self.images, self.of_image = (
+            {a["id"].of(int): a for a in table["annotations"]},
+            {},
+            {},
+        )
+        for i, a in self.annotations.items():
+            self.of_image.setdefault(a["image_id"].of(int), []).append(i)
         for r in self.refs:
-            if r["split"].value == self.split: self.add(videos, r, images)
+            if r["split"].value == self.split:
+                self.add(videos, r, images)
         return videos
-    def add(self, videos, r, images): # one entry of the refs, as samples of its image
+
+    def add(self, videos, r, images):  # one entry of the refs, as samples of its image
         for key, known in (("image_id", images), ("ann_id", self.annotations)):
-            if r[key].of(int) not in known: raise r[key].error(f"{r[key].value} is not in instances.json")
+            if r[key].of(int) not in known:
+                raise r[key].error(f"{r[key].value} is not in instances.json")
         image = images[r["image_id"].value]
         name = as_name(image["file_name"].of(str), image["file_name"]).rpartition(".")[0]
         self.images[name], entry = image, videos.setdefault(name, VideoEntry(name, (name,), {}))
         for s in r["sentences"]:
             key = f"{r['ref_id'].of(int)}_{s['sent_id'].of(int)}"
             entry.samples[key] = Sample(name, key, s["sent"].of(str), None, (r["ann_id"].value,))
-    def frame_file(self, video, frame): return self.root / f"{self.base(self.root)}images/mscoco/images/train2014" / self.images[video]["file_name"].value
-    def size(self, name): return tuple(pixels(self.images[self.entry(name).name][side]) for side in ("height", "width"))
-    def object_ids(self, name): return self.of_image[self.images[name]["id"].value]
-    def object_masks(self, video, object_id): return segmentation_mask(self.annotations[object_id]["segmentation"], self.size(video))[None]
+
+    def frame_file(self, video, frame):
+        return (
+            self.root
+            / f"{self.base(self.root)}images/mscoco/images/train2014"
+            / self.images[video]["file_name"].value
+        )
+
+    def size(self, name):
+        return tuple(
+            pixels(self.images[self.entry(name).name][side]) for side in ("height", "width")
+        )
+
+    def object_ids(self, name):
+        return self.of_image[self.images[name]["id"].value]
+
+    def object_masks(self, video, object_id):
+        return segmentation_mask(self.annotations[object_id]["segmentation"], self.size(video))[
+            None
+        ]
 
 # %% ../nbs/21_datasets.ipynb #e691f263
-class RefCOCOPlus(RefCOCO): name, layout = "refcoco+", RefCOCO.layout.replace("refcoco/", "refcoco+/")
-class RefCOCOg(RefCOCO): name, layout = "refcocog", RefCOCO.layout.replace("refcoco/", "refcocog/").replace("unc", "umd")
+class RefCOCOPlus(RefCOCO):
+    name, layout = "refcoco+", RefCOCO.layout.replace("refcoco/", "refcoco+/")
+
+
+class RefCOCOg(RefCOCO):
+    name, layout = "refcocog", RefCOCO.layout.replace("refcoco/", "refcocog/").replace("unc", "umd")
 
 # %% ../nbs/21_datasets.ipynb #332a2ee8
 class MiniVRSData(VRSDataset):
     "MiniVRS without a folder: clips are drawn when they are asked for, and only the last one is kept."
+
     name, splits, layout = "minivrs", ("val", "train", "compose", "phrase", "long"), "no files"
+
     def __init__(self, root=None, split=None, n=100, seed=0, size=256, n_frames=None):
-        if root is not None: raise VRSError(f"minivrs is drawn, not read, so {str(root)!r} is of no use: leave the folder away; what MiniVRS.save wrote is opened as revos")
+        if root is not None:
+            raise VRSError(
+                f"minivrs is drawn, not read, so {str(root)!r} is of no use: leave the folder away; what MiniVRS.save wrote is opened as revos"
+            )
         self.clips = MiniVRS(split or self.splits[0], n, seed, size, n_frames)
         self.last = (None, None)
         self.start(split)
+
     def read(self):
-        entries = [self.read_clip(self.clip_at(i)) for i in range(len(self.clips))] # draws each one: only a drawn clip knows its sentences
+        entries = [
+            self.read_clip(self.clip_at(i)) for i in range(len(self.clips))
+        ]  # draws each one: only a drawn clip knows its sentences
         self.number = {v.name: i for i, v in enumerate(entries)}
         return {v.name: v for v in entries}
-    def read_clip(self, clip): # -> VideoEntry
-        samples = {str(k): Sample(clip.name, str(k), e.text, e.type_id, tuple(e.targets)) for k, e in enumerate(clip.expressions)}
+
+    def read_clip(self, clip):  # -> VideoEntry
+        samples = {
+            str(k): Sample(clip.name, str(k), e.text, e.type_id, tuple(e.targets))
+            for k, e in enumerate(clip.expressions)
+        }
         return VideoEntry(clip.name, tuple(f"{i:05d}" for i in range(len(clip.frames))), samples)
-    def clip_at(self, i): return self.keep(i, lambda: self.clips[i])
-    def clip(self, name): return self.clip_at(self.number[self.entry(name).name]) # -> Clip
+
+    def clip_at(self, i):
+        return self.keep(i, lambda: self.clips[i])
+
+    def clip(self, name):
+        return self.clip_at(self.number[self.entry(name).name])  # -> Clip
+
     def video(self, name):
         video = Video(self.clip(name).frames, self.clip(name).fps)
         video.name = name
         return video
-    def size(self, name): return self.clips.size, self.clips.size
-    def object_masks(self, video, object_id): return self.clip(video).ids == object_id + 1
-    def object_ids(self, name): return list(range(len(self.clip(name).world.things)))
-    def check(self, progress=False): return [] # drawn, so there is no file to be wrong
+
+    def size(self, name):
+        return self.clips.size, self.clips.size
+
+    def object_masks(self, video, object_id):
+        return self.clip(video).ids == object_id + 1
+
+    def object_ids(self, name):
+        return list(range(len(self.clip(name).world.things)))
+
+    def check(self, progress=False):
+        return []  # drawn, so there is no file to be wrong
 
 # %% ../nbs/21_datasets.ipynb #5fbc4924
-DATASETS = {c.name: c for c in (ReVOS, MeViS, RefYouTubeVOS, RefDAVIS17, ReasonVOS, ReasonSeg, RefCOCO, RefCOCOPlus, RefCOCOg, MiniVRSData)}
+DATASETS = {
+    c.name: c
+    for c in (
+        ReVOS,
+        MeViS,
+        RefYouTubeVOS,
+        RefDAVIS17,
+        ReasonVOS,
+        ReasonSeg,
+        RefCOCO,
+        RefCOCOPlus,
+        RefCOCOg,
+        MiniVRSData,
+    )
+}
 
 # %% ../nbs/21_datasets.ipynb #372fbd5e
 def class_from(
-    name:str, # "path/to/file.py:Class" or "module:Class"
-)->type: # a subclass of `VRSDataset`
+    name: str,  # "path/to/file.py:Class" or "module:Class"
+) -> type:  # a subclass of `VRSDataset`
     "A class of your own, from a file or an installed module. `VRSError` where there is none."
     where, _, cls = name.rpartition(":")
     try:
         if where.endswith(".py"):
-            if not Path(where).expanduser().is_file(): raise VRSError(f"there is no file {where!r}: check the path")
-            spec = importlib.util.spec_from_file_location(f"user_{Path(where).stem}", Path(where).expanduser())
+            if not Path(where).expanduser().is_file():
+                raise VRSError(f"there is no file {where!r}: check the path")
+            spec = importlib.util.spec_from_file_location(
+                f"user_{Path(where).stem}", Path(where).expanduser()
+            )
             module = importlib.util.module_from_spec(spec)
-            sys.modules[spec.name] = module # dataclasses and pickle look there
+            sys.modules[spec.name] = module  # dataclasses and pickle look there
             spec.loader.exec_module(module)
-        else: module = importlib.import_module(where)
-    except VRSError: raise
-    except Exception as e: raise VRSError(f"{where} cannot be imported ({type(e).__name__}: {reason(e)}): correct it first") from e
+        else:
+            module = importlib.import_module(where)
+    except VRSError:
+        raise
+    except Exception as e:
+        raise VRSError(
+            f"{where} cannot be imported ({type(e).__name__}: {reason(e)}): correct it first"
+        ) from e
     found = getattr(module, cls, None)
-    if "VRSDataset" in [c.__name__ for c in getattr(found, "__mro__", ())]: return found # by name, for a notebook has a VRSDataset of its own
+    if "VRSDataset" in [c.__name__ for c in getattr(found, "__mro__", ())]:
+        return found  # by name, for a notebook has a VRSDataset of its own
     raise VRSError(f"{where} has no subclass of VRSDataset called {cls!r}")
 
 # %% ../nbs/21_datasets.ipynb #ddd18ce9
 def dataset_class(
-    name:str, # key of `DATASETS`, or "path/to/file.py:Class", or "module:Class"
-)->type: # a subclass of `VRSDataset`
+    name: str,  # key of `DATASETS`, or "path/to/file.py:Class", or "module:Class"
+) -> type:  # a subclass of `VRSDataset`
     "The class for a name; a `VRSError` for a name that nobody knows."
-    if name in DATASETS: return DATASETS[name]
-    if isinstance(name, str) and ":" in name: return class_from(name)
-    raise VRSError(f"no data set is called {name!r}: choose one of {', '.join(DATASETS)}, or give your own as file.py:Class")
+    if name in DATASETS:
+        return DATASETS[name]
+    if isinstance(name, str) and ":" in name:
+        return class_from(name)
+    raise VRSError(
+        f"no data set is called {name!r}: choose one of {', '.join(DATASETS)}, or give your own as file.py:Class"
+    )
 
 # %% ../nbs/21_datasets.ipynb #c0ac0459
 def open_dataset(
-    name:str, # see `dataset_class`
-    root:str|Path|None=None, # its folder; None: "minivrs" needs none
-    split:str|None=None, # None: the one that is usually reported
-    **options, # of the class: n, seed, size, n_frames of "minivrs"
-)->VRSDataset:
+    name: str,  # see `dataset_class`
+    root: str | Path | None = None,  # its folder; None: "minivrs" needs none
+    split: str | None = None,  # None: the one that is usually reported
+    **options,  # of the class: n, seed, size, n_frames of "minivrs"
+) -> VRSDataset:
     "Open a data set; whatever does not fit is one `VRSError` that names the file and the field."
     cls = dataset_class(name)
     known = [p for p in inspect.signature(cls).parameters if p not in ("root", "split")]
     unknown = [o for o in options if o not in known]
-    if unknown: raise VRSError(f"{name} has no option {unknown[0]!r}" + (f": choose one of {', '.join(known)}" if known else ""))
+    if unknown:
+        raise VRSError(
+            f"{name} has no option {unknown[0]!r}"
+            + (f": choose one of {', '.join(known)}" if known else "")
+        )
     return cls(root, split, **options)
 
 # %% ../nbs/21_datasets.ipynb #c9646093
-def detect_dataset(
-    folder:str|Path,
-)->str: # key of `DATASETS`
+def detect_dataset(folder: str | Path) -> str:  # key of `DATASETS`
     "Guess from its files which data set lies in a folder; a `VRSError` that says what each one needs where nothing fits."
-    if not Path(folder).expanduser().is_dir(): raise VRSError(f"there is no folder {str(folder)!r}: check the path")
+    if not Path(folder).expanduser().is_dir():
+        raise VRSError(f"there is no folder {str(folder)!r}: check the path")
     for name, cls in DATASETS.items():
-        if cls.fits(Path(folder).expanduser()): return name
-    needs = "; ".join(f"{name}: {cls.layout}" for name, cls in DATASETS.items() if cls is not MiniVRSData)
+        if cls.fits(Path(folder).expanduser()):
+            return name
+    needs = "; ".join(
+        f"{name}: {cls.layout}" for name, cls in DATASETS.items() if cls is not MiniVRSData
+    )
     raise VRSError(f"{str(folder)!r} looks like no data set known here; what each needs: {needs}")
 
 # %% ../nbs/21_datasets.ipynb #3d1cd101
 def check_folder(
-    folder:str|Path,
-    name:str|None=None, # see `dataset_class`; None: guess
-    progress:bool=False, # show bars
-)->tuple[str, dict]: # name, {split: lines; none where all is well}
+    folder: str | Path,
+    name: str | None = None,  # see `dataset_class`; None: guess
+    progress: bool = False,  # show bars
+) -> tuple[str, dict]:  # name, {split: lines; none where all is well}
     "All problems of every split that a folder holds."
     name, splits = name or detect_dataset(folder), {}
     cls = dataset_class(name)
     for split in cls.present(Path(folder).expanduser()) or cls.splits[:1]:
-        try: splits[split] = cls(folder, split).check(progress)
-        except VRSError as e: splits[split] = [str(e)]
+        try:
+            splits[split] = cls(folder, split).check(progress)
+        except VRSError as e:
+            splits[split] = [str(e)]
     return name, splits

@@ -26,11 +26,14 @@ from .video import VRSError
 
 # %% ../nbs/23_diagnosis.ipynb #a30b4337
 def load_teacher(
-    name="nano",   # as for `VRSHQ.from_pretrained`
+    name="nano",  # as for `VRSHQ.from_pretrained`
 ) -> Teacher:
     "The teacher that nano learned from. `VRSError` where there is no such model, or one that was saved without its teacher."
     path = find_weights(name) / "teacher.safetensors"
-    if not path.exists(): raise VRSError(f"the model {path.parent.name!r} has no teacher.safetensors: `vrshq train nano` makes one that has")
+    if not path.exists():
+        raise VRSError(
+            f"the model {path.parent.name!r} has no teacher.safetensors: `vrshq train nano` makes one that has"
+        )
     state = load_file(path)
     teacher = Teacher(state["place.weight"].shape[0])
     teacher.load_state_dict({k: v.float() for k, v in state.items()})
@@ -40,6 +43,7 @@ def load_teacher(
 @dataclass
 class Case:
     "A sentence about a clip, and everything one may want to put into the pipeline."
+
     model: VRSHQ
     teacher: Teacher
     shared: EncodedVideo
@@ -48,33 +52,44 @@ class Case:
     rng: np.random.Generator
 
     @cached_property
-    def seg(self): return self.model.segment(self.shared, self.expression.text)   # what nano says
+    def seg(self):
+        return self.model.segment(self.shared, self.expression.text)  # what nano says
 
     @cached_property
-    def true(self): return self.clip.masks(self.expression)                       # bool (T, H, W)
+    def true(self):
+        return self.clip.masks(self.expression)  # bool (T, H, W)
 
     @property
-    def best_frame(self): return int(self.true.sum((1, 2)).argmax())              # where most of the target is in view
+    def best_frame(self):
+        return int(self.true.sum((1, 2)).argmax())  # where most of the target is in view
 
-    def masks(self, logits): return self.model.sam2.enlarge(logits, self.shared.features).numpy()
+    def masks(self, logits):
+        return self.model.sam2.enlarge(logits, self.shared.features).numpy()
 
 # %% ../nbs/23_diagnosis.ipynb #7ca990c4
-def pipeline(case): return case.seg.masks                                         # bool (T, H, W), as are all
+def pipeline(case):
+    return case.seg.masks  # bool (T, H, W), as are all
+
 
 def propagated(case, frame, logits):
     "A keyframe's mask logits (h, w), carried through the video."
     mask = case.model.sam2.enlarge(logits[None], case.shared.features, prompt=True)[0]
     return case.masks(case.model.sam2.propagate(case.shared.features, frame, mask))
 
+
 def random_keyframe(case):
     "The fused token, on a candidate frame drawn at random."
     frame = int(case.rng.choice(case.seg.tokens.frames))
-    return propagated(case, frame, case.model.sam2.decode(case.shared.features, frame, case.seg.fused).logits[0])
+    return propagated(
+        case, frame, case.model.sam2.decode(case.shared.features, frame, case.seg.fused).logits[0]
+    )
 
-def video_token_alone(case): return case.model.segment(case.shared, case.expression.text, alpha=0.).masks
+
+def video_token_alone(case):
+    return case.model.segment(case.shared, case.expression.text, alpha=0.0).masks
 
 # %% ../nbs/23_diagnosis.ipynb #45d539c9
-def all_frame_tokens(case, most=12) -> Tensor:   # (T, D)
+def all_frame_tokens(case, most=12) -> Tensor:  # (T, D)
     "A `[SEG]` for every frame, from as few readings as that takes."
     T = len(case.true)
     parts, tokens = -(-T // most), torch.zeros(T, case.seg.tokens.seg.shape[1])
@@ -83,9 +98,14 @@ def all_frame_tokens(case, most=12) -> Tensor:   # (T, D)
         tokens[frames] = read_tokens(case.model, case.shared, case.expression.text, frames)[0].seg
     return tokens
 
+
 def frame_by_frame(case):
     "Every frame decoded with its own `[SEG]`: no aggregation, no keyframe, no memory."
-    return case.masks(case.model.sam2.decode(case.shared.features, range(len(case.true)), all_frame_tokens(case)).logits)
+    return case.masks(
+        case.model.sam2.decode(
+            case.shared.features, range(len(case.true)), all_frame_tokens(case)
+        ).logits
+    )
 
 # %% ../nbs/23_diagnosis.ipynb #097b488f
 def teacher_token(case):
@@ -94,26 +114,50 @@ def teacher_token(case):
     query = lambda t=None: sentence_query(case.clip.record, case.expression, t)
     tokens = case.teacher(case.model.sam2, [query(), *map(query, frames)])
     fused, _ = tda(tokens[1:], tokens[:1])
-    return propagated(case, case.best_frame, case.model.sam2.decode(case.shared.features, case.best_frame, fused).logits[0])
+    return propagated(
+        case,
+        case.best_frame,
+        case.model.sam2.decode(case.shared.features, case.best_frame, fused).logits[0],
+    )
+
 
 def teacher_frame_by_frame(case):
     "The teacher's `[SEG]` on every frame: what the mask decoder can do at best."
-    tokens = case.teacher(case.model.sam2, [sentence_query(case.clip.record, case.expression, t) for t in range(len(case.true))])
-    return case.masks(case.model.sam2.decode(case.shared.features, range(len(tokens)), tokens).logits)
+    tokens = case.teacher(
+        case.model.sam2,
+        [sentence_query(case.clip.record, case.expression, t) for t in range(len(case.true))],
+    )
+    return case.masks(
+        case.model.sam2.decode(case.shared.features, range(len(tokens)), tokens).logits
+    )
+
 
 def true_mask(case):
     "The true mask of the best frame, carried on: what memory can do at best."
-    return case.masks(case.model.sam2.propagate(case.shared.features, case.best_frame, torch.from_numpy(case.true[case.best_frame])))
+    return case.masks(
+        case.model.sam2.propagate(
+            case.shared.features, case.best_frame, torch.from_numpy(case.true[case.best_frame])
+        )
+    )
 
 # %% ../nbs/23_diagnosis.ipynb #aeca6f94
-WAYS = {"pipeline": pipeline, "every frame by its own [SEG]": frame_by_frame, "random keyframe": random_keyframe, "α = 0": video_token_alone,
-        "teacher's token, best frame": teacher_token, "teacher's [SEG], every frame": teacher_frame_by_frame, "true mask, best frame": true_mask}
+WAYS = {
+    "pipeline": pipeline,
+    "every frame by its own [SEG]": frame_by_frame,
+    "random keyframe": random_keyframe,
+    "α = 0": video_token_alone,
+    "teacher's token, best frame": teacher_token,
+    "teacher's [SEG], every frame": teacher_frame_by_frame,
+    "true mask, best frame": true_mask,
+}
 
 # %% ../nbs/23_diagnosis.ipynb #5a48087e
 def owners(
     masks: np.ndarray,  # bool (T, H, W), predicted
-    ids: np.ndarray,    # uint8 (T, H, W), a clip's: 0 background, i + 1 thing i
-) -> np.ndarray:        # (T,): the thing that most of the mask's pixels lie on; -1: background; -2: there is no mask
+    ids: np.ndarray,  # uint8 (T, H, W), a clip's: 0 background, i + 1 thing i
+) -> (
+    np.ndarray
+):  # (T,): the thing that most of the mask's pixels lie on; -1: background; -2: there is no mask
     "Who owns a predicted mask, frame by frame."
     counts = np.stack([(masks & (ids == i)).sum((1, 2)) for i in range(int(ids.max()) + 1)])
     return np.where(counts.sum(0) > 0, counts.argmax(0) - 1, -2)
@@ -122,48 +166,78 @@ def owners(
 def fate(
     case,
     masks: np.ndarray,  # bool (T, H, W), predicted
-) -> np.ndarray:        # (T,) of "right", "neighbour", "background", "lost" where the target is in view; "" elsewhere
+) -> (
+    np.ndarray
+):  # (T,) of "right", "neighbour", "background", "lost" where the target is in view; "" elsewhere
     "What became of the target in every frame."
     owner = owners(masks, case.clip.ids)
-    names = np.select([np.isin(owner, case.expression.targets), owner >= 0, owner == -1], ["right", "neighbour", "background"], "lost")
+    names = np.select(
+        [np.isin(owner, case.expression.targets), owner >= 0, owner == -1],
+        ["right", "neighbour", "background"],
+        "lost",
+    )
     return np.where(case.true.any((1, 2)), names, "")
 
 # %% ../nbs/23_diagnosis.ipynb #72b67d32
 def diagnose(
     model: VRSHQ,
     teacher: Teacher,
-    clips: Iterable,            # `Clip`s
+    clips: Iterable,  # `Clip`s
     ways: dict = WAYS,
-    seed: int = 0,              # of the random keyframes
-) -> list:                      # a dict a sentence and way
+    seed: int = 0,  # of the random keyframes
+) -> list:  # a dict a sentence and way
     "Every sentence that has a target, answered in every way."
     rows = []
     for clip in clips:
         shared, rng = model.encode(clip.frames), np.random.default_rng([seed, len(rows)])
         for e in clip.expressions:
-            if not e.targets: continue
+            if not e.targets:
+                continue
             case = Case(model, teacher, shared, clip, e, rng)
             key = case.seg.keyframe
             for name, way in ways.items():
                 masks = way(case)
                 what = fate(case, masks)
-                rows.append(dict(clip=clip.name, family=e.family, text=e.text, way=name, found=case.seg.found, keyframe=key, fate=what.tolist(),
-                                 JF=float(jaccard(masks, case.true).mean() + boundary_f(masks, case.true).mean()) / 2))
+                rows.append(
+                    dict(
+                        clip=clip.name,
+                        family=e.family,
+                        text=e.text,
+                        way=name,
+                        found=case.seg.found,
+                        keyframe=key,
+                        fate=what.tolist(),
+                        JF=float(
+                            jaccard(masks, case.true).mean() + boundary_f(masks, case.true).mean()
+                        )
+                        / 2,
+                    )
+                )
     return rows
 
 # %% ../nbs/23_diagnosis.ipynb #bf0e75f8
-def mean_of(rows, **wanted) -> dict:   # JF, low, high, n
+def mean_of(rows, **wanted) -> dict:  # JF, low, high, n
     "Mean J&F of the rows that have these values, with a 95 % interval over clips."
     chosen = [r for r in rows if all(r[k] == v for k, v in wanted.items())]
-    return dict(zip(("JF", "low", "high"), bootstrap_interval([r["JF"] for r in chosen], [r["clip"] for r in chosen]))) | dict(n=len(chosen))
+    return dict(
+        zip(
+            ("JF", "low", "high"),
+            bootstrap_interval([r["JF"] for r in chosen], [r["clip"] for r in chosen]),
+        )
+    ) | dict(n=len(chosen))
 
-def fates_by_distance(rows, most=15) -> dict:   # fate -> share (most + 1,) of the frames so far from the keyframe
+
+def fates_by_distance(
+    rows, most=15
+) -> dict:  # fate -> share (most + 1,) of the frames so far from the keyframe
     "What became of the target, by distance from the keyframe, in the answers whose keyframe was right."
     counts = {name: np.zeros(most + 1) for name in ("right", "neighbour", "background", "lost")}
     for r in rows:
-        if r["fate"][r["keyframe"]] != "right": continue
+        if r["fate"][r["keyframe"]] != "right":
+            continue
         for t, name in enumerate(r["fate"]):
-            if name: counts[name][min(abs(t - r["keyframe"]), most)] += 1
+            if name:
+                counts[name][min(abs(t - r["keyframe"]), most)] += 1
     total = sum(counts.values())
     return {name: (c / np.maximum(total, 1)).round(4).tolist() for name, c in counts.items()}
 
@@ -172,11 +246,22 @@ def right_object(rows) -> float:
     "Share of the sentences whose mask sits on the right thing at the keyframe; a thing that is not in view there counts as wrong."
     return float(np.mean([r["fate"][r["keyframe"]] == "right" for r in rows]))
 
+
 def diagnosis(rows) -> dict:
     "The numbers of this page, small enough to be stored."
     families = [f for f in FAMILIES if any(r["family"] == f for r in rows)]
     ways = list(dict.fromkeys(r["way"] for r in rows))
     main = [r for r in rows if r["way"] == "pipeline"]
-    table = {w: {"all": mean_of(rows, way=w)} | {f: mean_of(rows, way=w, family=f) for f in families} for w in ways}
-    right = {"all": right_object(main)} | {f: right_object([r for r in main if r["family"] == f]) for f in families}
-    return dict(table=table, right=right, missed=float(np.mean([not r["found"] for r in main])), fates=fates_by_distance(main))
+    table = {
+        w: {"all": mean_of(rows, way=w)} | {f: mean_of(rows, way=w, family=f) for f in families}
+        for w in ways
+    }
+    right = {"all": right_object(main)} | {
+        f: right_object([r for r in main if r["family"] == f]) for f in families
+    }
+    return dict(
+        table=table,
+        right=right,
+        missed=float(np.mean([not r["found"] for r in main])),
+        fates=fates_by_distance(main),
+    )

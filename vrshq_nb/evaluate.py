@@ -13,7 +13,14 @@ __all__ = ['PERCENT', 'GROUPS', 'STYLE', 'Unusable', 'read_mask', 'write_masks',
            'zip_problems', 'check_zip', 'write_zip']
 
 # %% ../nbs/23_evaluate.ipynb #3f6ac514
-import base64, csv, hashlib, html, io, json, os, zipfile
+import base64
+import csv
+import hashlib
+import html
+import io
+import json
+import os
+import zipfile
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +32,15 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from .datasets import RefDAVIS17, Sample, VRSDataset
-from .metrics import accuracy, bootstrap_interval, boundary_f, jaccard, mean_recall_decay, object_scores, robustness
+from vrshq_nb.metrics import (
+    accuracy,
+    bootstrap_interval,
+    boundary_f,
+    jaccard,
+    mean_recall_decay,
+    object_scores,
+    robustness,
+)
 from .video import BAD_PICTURE, VRSError, atomic_path, image_size, reason
 from .viz import contact_sheet, jpeg, object_colour, pick_frames
 
@@ -35,21 +50,24 @@ class Unusable(VRSError):
 
 # %% ../nbs/23_evaluate.ipynb #9198c564
 def read_mask(
-    path:Path, # of a PNG
-)->np.ndarray: # uint8 [H, W]: grey values, or numbers of a palette
+    path: Path,  # of a PNG
+) -> np.ndarray:  # uint8 [H, W]: grey values, or numbers of a palette
     "The very values of a mask file; of a picture in colours, or with a palette that does not begin with black, the brightest channel. `Unusable` for a file that is missing or no picture."
     try:
         with Image.open(path) as im:
-            if im.mode == "L" or im.mode == "P" and not any(im.getpalette()[:3]): return np.asarray(im)
+            if im.mode == "L" or im.mode == "P" and not any(im.getpalette()[:3]):
+                return np.asarray(im)
             return np.asarray(im.convert("RGB")).max(-1)
-    except FileNotFoundError: raise Unusable(f"{path.name} is missing") from None
-    except BAD_PICTURE as e: raise Unusable(f"{path.name} cannot be read as a picture ({reason(e)})") from e
+    except FileNotFoundError:
+        raise Unusable(f"{path.name} is missing") from None
+    except BAD_PICTURE as e:
+        raise Unusable(f"{path.name} cannot be read as a picture ({reason(e)})") from e
 
 # %% ../nbs/23_evaluate.ipynb #9ae00187
 def write_masks(
-    masks:np.ndarray, # bool [T, H, W]
-    folder:Path, # of one sentence
-    frames:tuple, # T names
+    masks: np.ndarray,  # bool [T, H, W]
+    folder: Path,  # of one sentence
+    frames: tuple,  # T names
 ):
     "A PNG for each frame, 0 and 255; all of them or none."
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -60,96 +78,127 @@ def write_masks(
             Image.fromarray(mask.astype(np.uint8) * 255).save(aside / f"{name}.png")
 
 # %% ../nbs/23_evaluate.ipynb #7f8c2401
-def by_annotator(folder, data): # are these label maps of Ref-DAVIS17, anno_<k>/<video>/<frame>.png?
+def by_annotator(
+    folder, data
+):  # are these label maps of Ref-DAVIS17, anno_<k>/<video>/<frame>.png?
     return isinstance(data, RefDAVIS17) and (folder / "anno_0").is_dir()
 
 # %% ../nbs/23_evaluate.ipynb #a541f6e2
-def prediction_folder(folder, data, sample): # where the pictures of a sentence are
-    return folder / f"anno_{data.annotator(sample)}" / sample.video if by_annotator(folder, data) else folder / sample.video / sample.exp_id
+def prediction_folder(folder, data, sample):  # where the pictures of a sentence are
+    return (
+        folder / f"anno_{data.annotator(sample)}" / sample.video
+        if by_annotator(folder, data)
+        else folder / sample.video / sample.exp_id
+    )
 
 # %% ../nbs/23_evaluate.ipynb #4380be1c
 def read_prediction(
-    folder:Path, # of all predictions
-    data:VRSDataset,
-    sample:Sample,
-)->np.ndarray: # uint8 [T, H, W], the values of the files
+    folder: Path,  # of all predictions
+    data: VRSDataset,
+    sample: Sample,
+) -> np.ndarray:  # uint8 [T, H, W], the values of the files
     "The masks that somebody predicted for a sentence. `Unusable` where they cannot be scored: missing, broken, of another size."
     where, (height, width) = prediction_folder(folder, data, sample), data.size(sample.video)
-    if not where.is_dir(): raise Unusable("there is no folder with masks")
+    if not where.is_dir():
+        raise Unusable("there is no folder with masks")
     masks = [read_mask(where / f"{frame}.png") for frame in data.videos[sample.video].frames]
     for frame, mask in zip(data.videos[sample.video].frames, masks):
-        if mask.shape != (height, width): raise Unusable(f"{frame}.png is {mask.shape[1]}x{mask.shape[0]}, the annotation {width}x{height}")
-    return np.uint8(255) * (np.stack(masks) == sample.objects[0]) if by_annotator(folder, data) else np.stack(masks)
+        if mask.shape != (height, width):
+            raise Unusable(
+                f"{frame}.png is {mask.shape[1]}x{mask.shape[0]}, the annotation {width}x{height}"
+            )
+    return (
+        np.uint8(255) * (np.stack(masks) == sample.objects[0])
+        if by_annotator(folder, data)
+        else np.stack(masks)
+    )
 
 # %% ../nbs/23_evaluate.ipynb #e617e507
 def score_masks(
-    pred:np.ndarray, # uint8 [T, H, W], values of the files
-    counts:np.ndarray, # uint8 [T, H, W], targets on each pixel
-    foreground:np.ndarray, # bool [T, H, W], all annotated objects
-    void:np.ndarray|None=None, # bool [T, H, W], pixels that do not count in J and F
-)->dict: # shares of one, and numbers of pixels
+    pred: np.ndarray,  # uint8 [T, H, W], values of the files
+    counts: np.ndarray,  # uint8 [T, H, W], targets on each pixel
+    foreground: np.ndarray,  # bool [T, H, W], all annotated objects
+    void: np.ndarray | None = None,  # bool [T, H, W], pixels that do not count in J and F
+) -> dict:  # shares of one, and numbers of pixels
     "All that is said of one sentence. Bad shapes raise `ValueError`."
     masks, true = pred > 0, counts > 0
     keep = True if void is None else ~void
-    out = dict(intersection=int((masks & true & keep).sum()), union=int(((masks | true) & keep).sum()))
+    out = dict(
+        intersection=int((masks & true & keep).sum()), union=int(((masks | true) & keep).sum())
+    )
     for name, scores in (("J", jaccard(masks, true, void)), ("F", boundary_f(masks, true, void))):
         out |= dict(zip((name, f"{name}_recall", f"{name}_decay"), mean_recall_decay(scores)))
     out |= {"A": accuracy(pred, counts, raw=True), "A_binary": accuracy(masks, true)}
-    out |= {"R": robustness(masks, true, foreground), "R_compat": robustness(pred, counts, foreground, raw=True)}
+    out |= {
+        "R": robustness(masks, true, foreground),
+        "R_compat": robustness(pred, counts, foreground, raw=True),
+    }
     return {k: v if isinstance(v, int) else float(np.mean(v)) for k, v in out.items()}
 
 # %% ../nbs/23_evaluate.ipynb #1e12974e
-def nothing_of(data, sample): # -> dict
+def nothing_of(data, sample):  # -> dict
     "What a missing prediction shares with the truth: nothing. For scores that pool pixels, it must not simply be left out."
     void, true = data.void(sample), data.masks(sample)
     return dict(intersection=0, union=int((true if void is None else true & ~void).sum()))
 
 # %% ../nbs/23_evaluate.ipynb #51fd07ad
 def make_record(
-    data:VRSDataset,
-    sample:Sample,
-    masks:Callable, # () -> uint8 [T, H, W]; may raise `Unusable`
-    foreground:Callable, # () -> bool [T, H, W]
-)->dict: # ready for json
+    data: VRSDataset,
+    sample: Sample,
+    masks: Callable,  # () -> uint8 [T, H, W]; may raise `Unusable`
+    foreground: Callable,  # () -> bool [T, H, W]
+) -> dict:  # ready for json
     "Score one sentence; where there is nothing to score, the record says why."
-    record = dict(video=sample.video, exp_id=sample.exp_id, type_id=sample.type_id, text=sample.text)
-    try: pred = masks()
-    except Unusable as e: return record | dict(problem=str(e)) | (nothing_of(data, sample) if data.has_truth else {})
-    if not data.has_truth: return record                       # a server keeps the masks
+    record = dict(
+        video=sample.video, exp_id=sample.exp_id, type_id=sample.type_id, text=sample.text
+    )
+    try:
+        pred = masks()
+    except Unusable as e:
+        return record | dict(problem=str(e)) | (nothing_of(data, sample) if data.has_truth else {})
+    if not data.has_truth:
+        return record  # a server keeps the masks
     return record | score_masks(pred, data.counts(sample), foreground(), data.void(sample))
 
 # %% ../nbs/23_evaluate.ipynb #cb43b200
 def read_records(
-    out:Path, # folder of a run
-)->dict: # (video, exp_id) -> record
+    out: Path,  # folder of a run
+) -> dict:  # (video, exp_id) -> record
     "All finished sentences of a run. A last line without its end is a sentence that was not finished. `VRSError` for a damaged line."
     found = {}
-    for path in sorted(out.glob("scores-*.jsonl")):                # by start, then by process
+    for path in sorted(out.glob("scores-*.jsonl")):  # by start, then by process
         whole = path.read_bytes().rpartition(b"\n")[0]
         for i, line in enumerate(whole.splitlines(), 1):
-            try: record = json.loads(line); found[record["video"], record["exp_id"]] = record
-            except (ValueError, LookupError, TypeError): raise VRSError(f"{path}, line {i} is damaged: delete that line, and its sentence will be done again") from None
+            try:
+                record = json.loads(line)
+                found[record["video"], record["exp_id"]] = record
+            except (ValueError, LookupError, TypeError):
+                raise VRSError(
+                    f"{path}, line {i} is damaged: delete that line, and its sentence will be done again"
+                ) from None
     return found
 
 # %% ../nbs/23_evaluate.ipynb #e7a336f3
 def records_file(
-    out:Path, # folder of a run
-    process:int=0,
-)->Path: # not there yet
+    out: Path,  # folder of a run
+    process: int = 0,
+) -> Path:  # not there yet
     "The file for what this process does after this start."
     starts = [int(p.stem.split("-")[1]) for p in out.glob("scores-*.jsonl")]
     return out / f"scores-{max(starts, default=0) + 1:05d}-{process:04d}.jsonl"
 
 # %% ../nbs/23_evaluate.ipynb #3c1ce102
-def append_record(path, record): # file, ready for json
+def append_record(path, record):  # file, ready for json
     try:
-        with open(path, "ab") as f: f.write(json.dumps(record).encode() + b"\n")
-    except OSError as e: raise VRSError(f"cannot write {path} ({reason(e)}): make room, and start again") from e
+        with open(path, "ab") as f:
+            f.write(json.dumps(record).encode() + b"\n")
+    except OSError as e:
+        raise VRSError(f"cannot write {path} ({reason(e)}): make room, and start again") from e
 
 # %% ../nbs/23_evaluate.ipynb #64ade0ce
 def fingerprint(
-    model, # a torch module
-)->str: # 16 hexadecimal digits
+    model,  # a torch module
+) -> str:  # 16 hexadecimal digits
     "Some numbers of each weight, as one: other weights, another fingerprint."
     digest = hashlib.sha256()
     for name, x in model.state_dict().items():
@@ -159,182 +208,274 @@ def fingerprint(
 
 # %% ../nbs/23_evaluate.ipynb #3cb921dd
 def claim(
-    out:Path, # folder of the run
-    what:dict, # that says what the run is
+    out: Path,  # folder of the run
+    what: dict,  # that says what the run is
 ):
     "Make the folder this run's own. `VRSError` where it belongs to another, or holds other files."
-    path, what = out / "run.json", json.loads(json.dumps(what))            # as it will be read back
+    path, what = out / "run.json", json.loads(json.dumps(what))  # as it will be read back
     try:
-        if out.is_file(): raise VRSError(f"{out} is a file: give the name of a folder")
-        if path.exists(): return same_run(out, json.loads(path.read_text()), what)
-        if out.is_dir() and any(not p.name.startswith(".run-") for p in out.iterdir()): raise VRSError(f"{out} holds other files: choose a new or an empty folder")
+        if out.is_file():
+            raise VRSError(f"{out} is a file: give the name of a folder")
+        if path.exists():
+            return same_run(out, json.loads(path.read_text()), what)
+        if out.is_dir() and any(not p.name.startswith(".run-") for p in out.iterdir()):
+            raise VRSError(f"{out} holds other files: choose a new or an empty folder")
         out.mkdir(parents=True, exist_ok=True)
-    except OSError as e: raise VRSError(f"cannot use {out} ({reason(e)}): choose another folder") from e
-    except json.JSONDecodeError as e: raise VRSError(f"{path} is damaged: choose another folder for a new run") from e
-    with atomic_path(path) as aside: aside.write_text(json.dumps(what, indent=1) + "\n")
+    except OSError as e:
+        raise VRSError(f"cannot use {out} ({reason(e)}): choose another folder") from e
+    except json.JSONDecodeError as e:
+        raise VRSError(f"{path} is damaged: choose another folder for a new run") from e
+    with atomic_path(path) as aside:
+        aside.write_text(json.dumps(what, indent=1) + "\n")
 
 # %% ../nbs/23_evaluate.ipynb #e4079625
-def same_run(out, there, what): # folder, what it holds, what is wanted
+def same_run(out, there, what):  # folder, what it holds, what is wanted
     "A `VRSError` where the two differ."
     there = there if isinstance(there, dict) else {}
-    other = min((k for k in what.keys() | there.keys() if there.get(k) != what.get(k)), default=None)
-    if other: raise VRSError(f"{out} holds another run ({other} was {there.get(other)!r}, now it is {what.get(other)!r}): choose another folder")
+    other = min(
+        (k for k in what.keys() | there.keys() if there.get(k) != what.get(k)), default=None
+    )
+    if other:
+        raise VRSError(
+            f"{out} holds another run ({other} was {there.get(other)!r}, now it is {what.get(other)!r}): choose another folder"
+        )
 
 # %% ../nbs/23_evaluate.ipynb #c8857f99
 @dataclass
 class FolderSource:
     "Masks that some system wrote."
-    folder:Path
-    def look(self, data, sample): # [number, bytes, newest change] of the files of a sentence
+
+    folder: Path
+
+    def look(self, data, sample):  # [number, bytes, newest change] of the files of a sentence
         stats = [f.stat() for f in prediction_folder(self.folder, data, sample).glob("**/*.png")]
-        return [len(stats), sum(s.st_size for s in stats), max((s.st_mtime_ns for s in stats), default=0)]
-    def finished(self, data, sample, record): return "problem" not in record and record.get("files") == self.look(data, sample)
-    def records(self, data, video, samples): # -> generator of records
+        return [
+            len(stats),
+            sum(s.st_size for s in stats),
+            max((s.st_mtime_ns for s in stats), default=0),
+        ]
+
+    def finished(self, data, sample, record):
+        return "problem" not in record and record.get("files") == self.look(data, sample)
+
+    def records(self, data, video, samples):  # -> generator of records
         foreground = keep_last(lambda: data.foreground(video))
         for s in samples:
             files = self.look(data, s)
-            yield make_record(data, s, lambda: read_prediction(self.folder, data, s), foreground) | dict(files=files)
+            yield make_record(
+                data, s, lambda: read_prediction(self.folder, data, s), foreground
+            ) | dict(files=files)
 
 # %% ../nbs/23_evaluate.ipynb #9ff975ac
-def keep_last(make): # () -> value; it is made when it is asked for first
+def keep_last(make):  # () -> value; it is made when it is asked for first
     kept = []
+
     def get():
-        if not kept: kept.append(make())
+        if not kept:
+            kept.append(make())
         return kept[0]
+
     return get
 
 # %% ../nbs/23_evaluate.ipynb #b192c842
 @dataclass
 class ModelSource:
     "Masks that a model makes now; they are written to a folder and read from there."
-    model:object # `VRSHQ`
-    folder:Path # for the PNG files
-    options:dict # of `VRSHQ.segment`
-    def finished(self, data, sample, record): return "problem" not in record
+
+    model: object  # `VRSHQ`
+    folder: Path  # for the PNG files
+    options: dict  # of `VRSHQ.segment`
+
+    def finished(self, data, sample, record):
+        return "problem" not in record
+
     def encode(self, data, video):
         shared = self.model.encode(data.video(video))
-        for i in range(0, len(shared.video), 16): self.model.cells(shared, list(range(i, min(i + 16, len(shared.video)))))
+        for i in range(0, len(shared.video), 16):
+            self.model.cells(shared, list(range(i, min(i + 16, len(shared.video)))))
         return shared
-    def segment(self, data, sample, shared): # -> uint8 [T, H, W], of the files
+
+    def segment(self, data, sample, shared):  # -> uint8 [T, H, W], of the files
         place = self.folder / sample.video / sample.exp_id
-        if not place.is_dir():                                      # masks that are there are whole: only their score is missing
-            try: masks = self.model.segment(shared(), sample.text, **self.options).masks
-            except VRSError as e: raise Unusable(str(e)) from e     # a sentence too long, a frame that is lost
+        if not place.is_dir():  # masks that are there are whole: only their score is missing
+            try:
+                masks = self.model.segment(shared(), sample.text, **self.options).masks
+            except VRSError as e:
+                raise Unusable(str(e)) from e  # a sentence too long, a frame that is lost
             write_masks(masks, place, data.videos[sample.video].frames)
         return read_prediction(self.folder, data, sample)
-    def records(self, data, video, samples): # -> generator of records
-        shared, foreground = keep_last(lambda: self.encode(data, video)), keep_last(lambda: data.foreground(video))
-        for s in samples: yield make_record(data, s, lambda: self.segment(data, s, shared), foreground)
+
+    def records(self, data, video, samples):  # -> generator of records
+        shared, foreground = (
+            keep_last(lambda: self.encode(data, video)),
+            keep_last(lambda: data.foreground(video)),
+        )
+        for s in samples:
+            yield make_record(data, s, lambda: self.segment(data, s, shared), foreground)
 
 # %% ../nbs/23_evaluate.ipynb #d2468a77
 class OneProcess:
     "What `accelerate.PartialState` offers, for a program that runs alone."
+
     num_processes, process_index, is_main_process = 1, 0, True
+
     @contextmanager
-    def split_between_processes(self, items): yield items
-    def wait_for_everyone(self): pass
+    def split_between_processes(self, items):
+        yield items
+
+    def wait_for_everyone(self):
+        pass
 
 # %% ../nbs/23_evaluate.ipynb #d8768c53
 def processes(
-    cpu:bool=False, # although there is a GPU
-): # `accelerate.PartialState`, or `OneProcess`
+    cpu: bool = False,  # although there is a GPU
+):  # `accelerate.PartialState`, or `OneProcess`
     "The processes that were launched together with this one."
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1: return OneProcess()
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return OneProcess()
     import torch
     from accelerate import PartialState
-    return PartialState(cpu=cpu or not torch.cuda.is_available(), timeout=timedelta(days=7))   # one may finish hours before the others
+
+    return PartialState(
+        cpu=cpu or not torch.cuda.is_available(), timeout=timedelta(days=7)
+    )  # one may finish hours before the others
 
 # %% ../nbs/23_evaluate.ipynb #6c2f1579
 @contextmanager
 def threads_of_torch(
-    n:int|None, # None: as it is
+    n: int | None,  # None: as it is
 ):
     "Torch with so many threads on the CPU: with another number, sums are added up in another order."
     import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(n or before)
-    try: yield
-    finally: torch.set_num_threads(before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 # %% ../nbs/23_evaluate.ipynb #883a0ab2
 def run_samples(
-    data:VRSDataset,
-    videos:list, # names
-    source, # `FolderSource` or `ModelSource`
-    out:Path, # folder of the run
-    group=None, # of `processes`; None: this one alone
-    progress:bool=True, # show a bar
+    data: VRSDataset,
+    videos: list,  # names
+    source,  # `FolderSource` or `ModelSource`
+    out: Path,  # folder of the run
+    group=None,  # of `processes`; None: this one alone
+    progress: bool = True,  # show a bar
 ):
     "Do all sentences of these videos that are not finished yet, and append their records."
     group, done = group or OneProcess(), read_records(out)
-    open_ = lambda s: (s.video, s.exp_id) not in done or not source.finished(data, s, done[s.video, s.exp_id])
+    open_ = lambda s: (
+        (s.video, s.exp_id) not in done or not source.finished(data, s, done[s.video, s.exp_id])
+    )
     path = records_file(out, group.process_index)
-    group.wait_for_everyone()                                       # all have read before one writes
+    group.wait_for_everyone()  # all have read before one writes
     with group.split_between_processes(videos) as mine:
-        todo = {v: samples for v in mine if (samples := [s for s in data.videos[v].samples.values() if open_(s)])}
-        with tqdm(total=sum(map(len, todo.values())), desc="evaluate", unit="sentence", disable=not progress or not group.is_main_process) as bar:
+        todo = {
+            v: samples
+            for v in mine
+            if (samples := [s for s in data.videos[v].samples.values() if open_(s)])
+        }
+        with tqdm(
+            total=sum(map(len, todo.values())),
+            desc="evaluate",
+            unit="sentence",
+            disable=not progress or not group.is_main_process,
+        ) as bar:
             for video, samples in todo.items():
-                for record in source.records(data, video, samples): append_record(path, record); bar.update()
+                for record in source.records(data, video, samples):
+                    append_record(path, record)
+                    bar.update()
     group.wait_for_everyone()
 
 # %% ../nbs/23_evaluate.ipynb #8ba5c888
-PERCENT = ("J", "F", "JF", "A", "A_binary", "R", "R_compat", "J_recall", "J_decay", "F_recall", "F_decay")
+PERCENT = (
+    "J",
+    "F",
+    "JF",
+    "A",
+    "A_binary",
+    "R",
+    "R_compat",
+    "J_recall",
+    "J_decay",
+    "F_recall",
+    "F_decay",
+)
 GROUPS = {"referring": 0, "reasoning": 1, "no_target": 2}
 
+
 def as_row(
-    record:dict, # of `make_record`
-)->dict: # the same in percent, J&F included; zeros where there is no prediction
+    record: dict,  # of `make_record`
+) -> dict:  # the same in percent, J&F included; zeros where there is no prediction
     "A line of the table of all sentences, rounded as the reference evaluator rounds."
     row = {k: record[k] for k in ("video", "exp_id", "type_id", "text")}
-    scores = {k: round(100 * record.get(k, 0.), 2) for k in PERCENT if k != "JF"}
-    return row | scores | dict(JF=round((scores["J"] + scores["F"]) / 2, 3), problem=record.get("problem", ""))
+    scores = {k: round(100 * record.get(k, 0.0), 2) for k in PERCENT if k != "JF"}
+    return (
+        row
+        | scores
+        | dict(JF=round((scores["J"] + scores["F"]) / 2, 3), problem=record.get("problem", ""))
+    )
 
 # %% ../nbs/23_evaluate.ipynb #1b09b31f
-def jf_interval(rows): # of `as_row` -> [low, high] in percent, None for a single video
+def jf_interval(rows):  # of `as_row` -> [low, high] in percent, None for a single video
     "Where 95 % of the resamples of the videos have the mean of J&F, or of its means by type where there are several."
-    _, low, high = bootstrap_interval([r["JF"] for r in rows], [r["video"] for r in rows], strata=[str(r["type_id"]) for r in rows])
+    _, low, high = bootstrap_interval(
+        [r["JF"] for r in rows],
+        [r["video"] for r in rows],
+        strata=[str(r["type_id"]) for r in rows],
+    )
     return [round(low, 2), round(high, 2)] if np.isfinite(low) else None
 
 # %% ../nbs/23_evaluate.ipynb #3a4c1919
 def group_row(
-    rows:list, # of `as_row`
-)->dict|None: # percent; None without rows
+    rows: list,  # of `as_row`
+) -> dict | None:  # percent; None without rows
     "Means of a group, with a 95 % interval of J&F (bootstrap over videos)."
-    if not rows: return None
+    if not rows:
+        return None
     means = {k: round(float(np.mean([r[k] for r in rows])), 4) for k in PERCENT}
     return means | dict(JF_interval=jf_interval(rows), n=len(rows))
 
 # %% ../nbs/23_evaluate.ipynb #51289edc
 def table(
-    rows:list, # of `as_row`
-)->dict: # group -> percent
+    rows: list,  # of `as_row`
+) -> dict:  # group -> percent
     "Referring, reasoning, no_target and overall, as ReVOS defines them."
     groups = {name: group_row([r for r in rows if r["type_id"] == t]) for name, t in GROUPS.items()}
     halves = [g for name, g in groups.items() if g and name != "no_target"]
-    if not halves: return groups | dict(overall=group_row([r for r in rows if r["type_id"] is None]))
+    if not halves:
+        return groups | dict(overall=group_row([r for r in rows if r["type_id"] is None]))
     overall = {k: round(float(np.mean([g[k] for g in halves])), 4) for k in PERCENT}
     halves = [r for r in rows if r["type_id"] in (0, 1)]
     return groups | dict(overall=overall | dict(JF_interval=jf_interval(halves), n=len(halves)))
 
 # %% ../nbs/23_evaluate.ipynb #99846d4e
 def image_scores(
-    records:list, # of `make_record`
-)->dict: # percent
+    records: list,  # of `make_record`
+) -> dict:  # percent
     "What ReasonSeg and RefCOCO report: the mean of the IoUs (gIoU), and the IoU of all pixels together (cIoU)."
     both, either = (sum(r.get(k, 0) for r in records) for k in ("intersection", "union"))
-    return dict(gIoU=round(100 * float(np.mean([r.get("J", 0.) for r in records])), 4), cIoU=round(100 * both / max(either, 1), 4))
+    return dict(
+        gIoU=round(100 * float(np.mean([r.get("J", 0.0) for r in records])), 4),
+        cIoU=round(100 * both / max(either, 1), 4),
+    )
 
 # %% ../nbs/23_evaluate.ipynb #da89a6e2
 def label_map(
-    masks:list, # of N uint8 or bool [T, H, W], those of object 1 to N
-)->np.ndarray: # uint8 [T, H, W]
+    masks: list,  # of N uint8 or bool [T, H, W], those of object 1 to N
+) -> np.ndarray:  # uint8 [T, H, W]
     "The largest of background .1 and the objects' masks; the first where several are equal."
     out = np.zeros(masks[0].shape, np.uint8)
-    for n in range(len(masks), 0, -1): out[masks[n - 1] > 0] = n
+    for n in range(len(masks), 0, -1):
+        out[masks[n - 1] > 0] = n
     return out
 
 # %% ../nbs/23_evaluate.ipynb #1a4ffb1a
-def annotator_labels(data, folder, video, annotator): # -> uint8 [T, H, W], objects in the order of their numbers
+def annotator_labels(
+    data, folder, video, annotator
+):  # -> uint8 [T, H, W], objects in the order of their numbers
     "What one person's sentences gave, as one label map. `Unusable` where one of them has no usable prediction."
     samples = [s for s in data.videos[video].samples.values() if data.annotator(s) == annotator]
     masks = {s.objects[0]: read_prediction(folder, data, s) for s in samples}
@@ -342,154 +483,247 @@ def annotator_labels(data, folder, video, annotator): # -> uint8 [T, H, W], obje
     return label_map([masks.get(n, nothing) for n in range(1, max(masks, default=1) + 1)])
 
 # %% ../nbs/23_evaluate.ipynb #f893db53
-def object_statistics(data, folder, video, annotator): # -> [N, 6]: mean, recall and decay of J, then of F, a row an object
+def object_statistics(
+    data, folder, video, annotator
+):  # -> [N, 6]: mean, recall and decay of J, then of F, a row an object
     "All objects of a video, as one person described them."
     objects, first = data.object_ids(video), next(iter(data.videos[video].samples.values()))
-    try: pred = annotator_labels(data, folder, video, annotator)
-    except Unusable: return np.zeros((len(objects), 6))
+    try:
+        pred = annotator_labels(data, folder, video, annotator)
+    except Unusable:
+        return np.zeros((len(objects), 6))
     true = sum(data.object_mask(video, n) * np.uint8(n) for n in objects)
     J, F = object_scores(pred, true, objects, data.void(first))
     return np.array([mean_recall_decay(j) + mean_recall_decay(f) for j, f in zip(J, F)])
 
 # %% ../nbs/23_evaluate.ipynb #ac41669f
 def annotator_scores(
-    data:RefDAVIS17,
-    folder:Path, # <video>/<exp_id>/<frame>.png, or label maps anno_<k>/<video>/<frame>.png
-    videos:list, # names
-)->dict: # percent: the mean over annotators, and each of them
+    data: RefDAVIS17,
+    folder: Path,  # <video>/<exp_id>/<frame>.png, or label maps anno_<k>/<video>/<frame>.png
+    videos: list,  # names
+) -> dict:  # percent: the mean over annotators, and each of them
     "Ref-DAVIS17 by annotators: every object of every video, all frames. Where a prediction cannot be used, its person's objects in that video score 0."
     people, names = range(data.annotators), ("J", "J_recall", "J_decay", "F", "F_recall", "F_decay")
-    parts = [[object_statistics(data, folder, v, k) for k in people] for v in videos]        # video by video, so that its truth is read once
+    parts = [
+        [object_statistics(data, folder, v, k) for k in people] for v in videos
+    ]  # video by video, so that its truth is read once
     means = [np.concatenate([p[k] for p in parts]).mean(0) for k in people]
     each = [{name: round(100 * float(x), 4) for name, x in zip(names, m)} for m in means]
     mean = {key: round(float(np.mean([e[key] for e in each])), 4) for key in each[0]}
     return mean | dict(JF=round((mean["J"] + mean["F"]) / 2, 4), each=each)
 
 # %% ../nbs/23_evaluate.ipynb #0da31def
-def describe(data, videos, source, threads): # -> dict, what makes a run this run
+def describe(data, videos, source, threads):  # -> dict, what makes a run this run
     "Written to `run.json`, and compared when the run goes on."
-    samples = [(data.videos[v].frames, [(s.exp_id, s.text, s.type_id, s.objects) for s in data.videos[v].samples.values()]) for v in videos]
+    samples = [
+        (
+            data.videos[v].frames,
+            [(s.exp_id, s.text, s.type_id, s.objects) for s in data.videos[v].samples.values()],
+        )
+        for v in videos
+    ]
     texts = hashlib.sha256(json.dumps([videos, samples]).encode())
-    what = dict(dataset=data.name, split=data.split, videos=len(videos), sentences=texts.hexdigest()[:16])
-    if isinstance(source, FolderSource): return what | dict(predictions=str(source.folder))
+    what = dict(
+        dataset=data.name, split=data.split, videos=len(videos), sentences=texts.hexdigest()[:16]
+    )
+    if isinstance(source, FolderSource):
+        return what | dict(predictions=str(source.folder))
     return what | dict(model=fingerprint(source.model), options=source.options, threads=threads)
 
 # %% ../nbs/23_evaluate.ipynb #6ed2cd92
-def results_of(data, videos, records, folder): # -> dict for results.json
+def results_of(data, videos, records, folder):  # -> dict for results.json
     "Everything that is computed from the records, and from the masks in `folder`."
     samples = [s for v in videos for s in data.videos[v].samples.values()]
     records = [records[s.video, s.exp_id] for s in samples]
     missing = [f"{r['video']}/{r['exp_id']}" for r in records if "problem" in r]
-    out = dict(dataset=data.name, split=data.split, n_videos=len(videos), n_expressions=len(samples), missing=missing)
-    if not data.has_truth: return out | dict(note=f"the masks of the split {data.split} are kept by a server: hand in the zip"), records
+    out = dict(
+        dataset=data.name,
+        split=data.split,
+        n_videos=len(videos),
+        n_expressions=len(samples),
+        missing=missing,
+    )
+    if not data.has_truth:
+        return out | dict(
+            note=f"the masks of the split {data.split} are kept by a server: hand in the zip"
+        ), records
     out = table([as_row(r) for r in records]) | out
-    if all(len(data.videos[v].frames) == 1 for v in videos): out["images"] = image_scores(records)
+    if all(len(data.videos[v].frames) == 1 for v in videos):
+        out["images"] = image_scores(records)
     if isinstance(data, RefDAVIS17):
-        out["protocols"] = dict(expressions={k: out["overall"][k] for k in ("J", "F", "JF")}, annotators=annotator_scores(data, folder, videos))
+        out["protocols"] = dict(
+            expressions={k: out["overall"][k] for k in ("J", "F", "JF")},
+            annotators=annotator_scores(data, folder, videos),
+        )
     return out, records
 
 # %% ../nbs/23_evaluate.ipynb #1429b18a
 def evaluate(
-    data:VRSDataset, # of `open_dataset`
-    out, # folder for all that is written; goes on where it stopped
-    model=None, # `VRSHQ`, or
-    predictions=None, # a folder <video>/<exp_id>/<frame>.png
-    options:dict|None=None, # of `VRSHQ.segment`, for ablations
-    limit:int|None=None, # only the first videos
-    threads:int|None=1, # of torch on the CPU; None: as it is
-    progress:bool=True, # show a bar
-)->dict|None: # what results.json holds; None in all processes but the first
+    data: VRSDataset,  # of `open_dataset`
+    out,  # folder for all that is written; goes on where it stopped
+    model=None,  # `VRSHQ`, or
+    predictions=None,  # a folder <video>/<exp_id>/<frame>.png
+    options: dict | None = None,  # of `VRSHQ.segment`, for ablations
+    limit: int | None = None,  # only the first videos
+    threads: int | None = 1,  # of torch on the CPU; None: as it is
+    progress: bool = True,  # show a bar
+) -> dict | None:  # what results.json holds; None in all processes but the first
     "Run a model over a data set, or score masks, and write tables and a report. `VRSError` for what cannot work; nothing finished is lost."
-    if (model is None) == (predictions is None): raise VRSError("give either a model or a folder of predictions")
+    if (model is None) == (predictions is None):
+        raise VRSError("give either a model or a folder of predictions")
     out, group = Path(out).expanduser(), processes(cpu=model is None or model.device.type == "cpu")
-    source = ModelSource(model, out / "masks", dict(options or {})) if predictions is None else FolderSource(Path(predictions).expanduser())
-    if predictions is not None and not source.folder.is_dir(): raise VRSError(f"there is no folder {str(predictions)!r} with predictions: check the path")
+    source = (
+        ModelSource(model, out / "masks", dict(options or {}))
+        if predictions is None
+        else FolderSource(Path(predictions).expanduser())
+    )
+    if predictions is not None and not source.folder.is_dir():
+        raise VRSError(f"there is no folder {str(predictions)!r} with predictions: check the path")
     videos = list(data.videos)[:limit]
-    if not any(data.videos[v].samples for v in videos): raise VRSError(f"the first {limit} videos of {data.name} have no sentence: take more of them")
-    if group.is_main_process: claim(out, describe(data, videos, source, threads))
+    if not any(data.videos[v].samples for v in videos):
+        raise VRSError(
+            f"the first {limit} videos of {data.name} have no sentence: take more of them"
+        )
+    if group.is_main_process:
+        claim(out, describe(data, videos, source, threads))
     group.wait_for_everyone()
-    with threads_of_torch(threads): run_samples(data, videos, source, out, group, progress)
-    if not group.is_main_process: return None
+    with threads_of_torch(threads):
+        run_samples(data, videos, source, out, group, progress)
+    if not group.is_main_process:
+        return None
     results, records = results_of(data, videos, read_records(out), source.folder)
     write_results(out, results, records, data, source.folder)
     return results
 
 # %% ../nbs/23_evaluate.ipynb #b65e5a2d
 def write_csv(
-    rows:list, # of `as_row`
-    path:Path,
+    rows: list,  # of `as_row`
+    path: Path,
 ):
     "A line for each sentence, in percent."
     with atomic_path(path) as aside, open(aside, "w", newline="", encoding="utf-8") as f:
-        writer = csv.DictWriter(f, ["video", "exp_id", "type_id", "text", *PERCENT, "problem"], lineterminator="\n")
+        writer = csv.DictWriter(
+            f, ["video", "exp_id", "type_id", "text", *PERCENT, "problem"], lineterminator="\n"
+        )
         writer.writeheader()
         writer.writerows(rows)
 
 # %% ../nbs/23_evaluate.ipynb #f0b9b31e
-def write_results(out, results, records, data, masks): # folder, of `results_of`, data set, folder of predictions
+def write_results(
+    out, results, records, data, masks
+):  # folder, of `results_of`, data set, folder of predictions
     "results.json, expressions.csv and report.html."
     rows = [as_row(r) for r in records]
-    if data.has_truth: write_csv(rows, out / "expressions.csv")
-    with atomic_path(out / "report.html") as aside: aside.write_text(report(results, rows, data, masks), encoding="utf-8")
-    with atomic_path(out / "results.json") as aside: aside.write_text(json.dumps(results, indent=1) + "\n")
+    if data.has_truth:
+        write_csv(rows, out / "expressions.csv")
+    with atomic_path(out / "report.html") as aside:
+        aside.write_text(report(results, rows, data, masks), encoding="utf-8")
+    with atomic_path(out / "results.json") as aside:
+        aside.write_text(json.dumps(results, indent=1) + "\n")
 
 # %% ../nbs/23_evaluate.ipynb #afd34c36
-def frames_or_grey(data, video, pick): # -> uint8 [n, H, W, 3]
+def frames_or_grey(data, video, pick):  # -> uint8 [n, H, W, 3]
     "Some frames of a video; grey ones where only masks are at hand."
-    try: return data.video(video).frames(pick)
-    except VRSError: return np.full((len(pick), *data.size(video), 3), 200, np.uint8)
+    try:
+        return data.video(video).frames(pick)
+    except VRSError:
+        return np.full((len(pick), *data.size(video), 3), 200, np.uint8)
 
 # %% ../nbs/23_evaluate.ipynb #3355cc34
 def sample_picture(
-    data:VRSDataset,
-    sample:Sample,
-    masks:Path, # folder of predictions
-    n:int=5, # frames
-)->np.ndarray: # uint8 [H', W', 3]
+    data: VRSDataset,
+    sample: Sample,
+    masks: Path,  # folder of predictions
+    n: int = 5,  # frames
+) -> np.ndarray:  # uint8 [H', W', 3]
     "The prediction above, in red, the truth below, in green."
     pred, true = read_prediction(masks, data, sample) > 0, data.masks(sample)
-    pick = pick_frames(len(pred), min(n, len(pred)), int((pred.sum((1, 2)) + true.sum((1, 2))).argmax()))
-    frames, names = frames_or_grey(data, sample.video, pick), [data.videos[sample.video].frames[t] for t in pick]
-    sheets = [contact_sheet(frames, m[pick], [f"{what} {name}" for name in names], n, width=150 * len(pick), colours=[object_colour(c)]).array
-              for what, m, c in (("found", pred, 0), ("truth", true, 2))]
+    pick = pick_frames(
+        len(pred), min(n, len(pred)), int((pred.sum((1, 2)) + true.sum((1, 2))).argmax())
+    )
+    frames, names = (
+        frames_or_grey(data, sample.video, pick),
+        [data.videos[sample.video].frames[t] for t in pick],
+    )
+    sheets = [
+        contact_sheet(
+            frames,
+            m[pick],
+            [f"{what} {name}" for name in names],
+            n,
+            width=150 * len(pick),
+            colours=[object_colour(c)],
+        ).array
+        for what, m, c in (("found", pred, 0), ("truth", true, 2))
+    ]
     return np.concatenate(sheets)
 
 # %% ../nbs/23_evaluate.ipynb #dce8d425
-def picture_tag(array): # uint8 [H, W, 3] -> html
+def picture_tag(array):  # uint8 [H, W, 3] -> html
     return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(jpeg(array, 80)).decode()}">'
 
 # %% ../nbs/23_evaluate.ipynb #6e7b239b
 def distribution_figure(
-    rows:list, # of `as_row`
-): # matplotlib Figure
+    rows: list,  # of `as_row`
+):  # matplotlib Figure
     "How J&F is spread, a histogram for each type."
     from matplotlib.figure import Figure
+
     fig = Figure(figsize=(7, 2.4), dpi=80, layout="constrained")
     ax, kinds = fig.subplots(), {"referring": 0, "reasoning": 1, "nothing there": 2, "": None}
     parts = {k: [r["JF"] for r in rows if r["type_id"] == t] for k, t in kinds.items()}
     parts = {k: v for k, v in parts.items() if v}
-    ax.hist(list(parts.values()), np.linspace(0, 100, 21), stacked=True, label=list(parts), color=[object_colour(c) / 255 for c in (1, 3, 9, 1)][:len(parts)])
+    ax.hist(
+        list(parts.values()),
+        np.linspace(0, 100, 21),
+        stacked=True,
+        label=list(parts),
+        color=[object_colour(c) / 255 for c in (1, 3, 9, 1)][: len(parts)],
+    )
     low, high = (np.mean([r["JF"] < 10 for r in rows]), np.mean([r["JF"] > 80 for r in rows]))
-    ax.set(xlabel="J&F in percent", ylabel="sentences", xlim=(0, 100), title=f"{high:.0%} of the sentences are above 80, {low:.0%} below 10")
-    if "" not in parts: ax.legend(frameon=False, fontsize=8)
+    ax.set(
+        xlabel="J&F in percent",
+        ylabel="sentences",
+        xlim=(0, 100),
+        title=f"{high:.0%} of the sentences are above 80, {low:.0%} below 10",
+    )
+    if "" not in parts:
+        ax.legend(frameon=False, fontsize=8)
     return fig
 
 # %% ../nbs/23_evaluate.ipynb #f67559cc
-def picture_of_figure(fig): # matplotlib Figure -> html
+def picture_of_figure(fig):  # matplotlib Figure -> html
     out = io.BytesIO()
     fig.savefig(out, format="png", metadata={"Software": None})
     return f'<img alt="" src="data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}">'
 
 # %% ../nbs/23_evaluate.ipynb #9d86bb75
 def results_table(
-    results:dict, # of `evaluate`
-)->list: # of rows of text, the first the head
+    results: dict,  # of `evaluate`
+) -> list:  # of rows of text, the first the head
     "The groups as lines of text, percent with one decimal; what the data set does not have is left out."
-    named = {k: results.get(k) for k in ("referring", "reasoning", "overall", "no_target")} | {f"protocol: {k}": v for k, v in results.get("protocols", {}).items()}
+    named = {k: results.get(k) for k in ("referring", "reasoning", "overall", "no_target")} | {
+        f"protocol: {k}": v for k, v in results.get("protocols", {}).items()
+    }
     columns = ("J", "F", "JF", "A_binary", "R", "A", "R_compat")
     cell = lambda g, k: f"{g[k]:.1f}" if k in g else ""
-    lines = [[name, *(cell(g, k) for k in columns), str(g.get("n", "")), "{:.1f} – {:.1f}".format(*g["JF_interval"]) if g.get("JF_interval") else ""] for name, g in named.items() if g]
-    if "images" in results: lines.append([f"gIoU {results['images']['gIoU']:.1f}, cIoU {results['images']['cIoU']:.1f}", *[""] * 9])
+    lines = [
+        [
+            name,
+            *(cell(g, k) for k in columns),
+            str(g.get("n", "")),
+            "{:.1f} – {:.1f}".format(*g["JF_interval"]) if g.get("JF_interval") else "",
+        ]
+        for name, g in named.items()
+        if g
+    ]
+    if "images" in results:
+        lines.append(
+            [
+                f"gIoU {results['images']['gIoU']:.1f}, cIoU {results['images']['cIoU']:.1f}",
+                *[""] * 9,
+            ]
+        )
     return [["", *(c.replace("JF", "J&F") for c in columns), "n", "J&F, 95 %"], *lines]
 
 # %% ../nbs/23_evaluate.ipynb #40ecfa51
@@ -497,69 +731,117 @@ STYLE = '''body { font: 15px/1.45 sans-serif; max-width: 60em; margin: 2em auto;
 table { border-collapse: collapse } tr + tr { border-top: 1px solid #ddd } td, th { padding: .15em .8em; text-align: right }
 td:first-child, th:first-child { text-align: left } figcaption { color: #555 }'''
 
-def html_table(rows): # of `results_table` -> html
+
+def html_table(rows):  # of `results_table` -> html
     tag = lambda i: "th" if i == 0 else "td"
-    return "<table>" + "".join("<tr>" + "".join(f"<{tag(i)}>{html.escape(c)}</{tag(i)}>" for c in row) + "</tr>" for i, row in enumerate(rows)) + "</table>"
+    return (
+        "<table>"
+        + "".join(
+            "<tr>" + "".join(f"<{tag(i)}>{html.escape(c)}</{tag(i)}>" for c in row) + "</tr>"
+            for i, row in enumerate(rows)
+        )
+        + "</table>"
+    )
 
 # %% ../nbs/23_evaluate.ipynb #8759e09e
 def report(
-    results:dict, # of `results_of`
-    rows:list, # of `as_row`
-    data:VRSDataset,
-    masks:Path, # folder of predictions
-    n:int=6, # best and worst sentences to show
-)->str: # html, with all pictures inside
+    results: dict,  # of `results_of`
+    rows: list,  # of `as_row`
+    data: VRSDataset,
+    masks: Path,  # folder of predictions
+    n: int = 6,  # best and worst sentences to show
+) -> str:  # html, with all pictures inside
     "A page to look at: the table, the spread, the best, the worst, and what is missing."
-    parts = [f"<h1>{html.escape(data.name)}, {html.escape(data.split)}</h1><p>{results['n_expressions']} sentences about {results['n_videos']} videos.</p>"]
+    parts = [
+        f"<h1>{html.escape(data.name)}, {html.escape(data.split)}</h1><p>{results['n_expressions']} sentences about {results['n_videos']} videos.</p>"
+    ]
     if data.has_truth:
-        usable = sorted((r for r in rows if not r["problem"]), key=lambda r: (-r["JF"], r["video"], r["exp_id"]))
+        usable = sorted(
+            (r for r in rows if not r["problem"]), key=lambda r: (-r["JF"], r["video"], r["exp_id"])
+        )
         parts += [html_table(results_table(results)), picture_of_figure(distribution_figure(rows))]
-        best = [r for r in usable if r["type_id"] != 2][:n]                   # to show nothing where nothing is makes no picture
+        best = [r for r in usable if r["type_id"] != 2][
+            :n
+        ]  # to show nothing where nothing is makes no picture
         worst = [r for r in usable[::-1] if r not in best][:n]
-        for title, chosen in (("The best", best), ("The worst", worst)): parts += [f"<h2>{title}</h2>", *(figure_of(r, data, masks) for r in chosen)]
-    else: parts.append(f"<p>{html.escape(results['note'])}</p>")
-    missing = [f"<li>{html.escape(r['video'])}/{html.escape(r['exp_id'])}: {html.escape(r['problem'])}</li>" for r in rows if r["problem"]]
-    parts.append(f"<h2>Without a usable prediction: {len(missing)}</h2>" + (f"<p>Each scores 0.</p><ul>{''.join(missing)}</ul>" if missing else "<p>None.</p>"))
-    return f'<!doctype html><meta charset="utf-8"><title>{html.escape(data.name)}</title><style>{STYLE}</style>' + "\n".join(parts) + "\n"
+        for title, chosen in (("The best", best), ("The worst", worst)):
+            parts += [f"<h2>{title}</h2>", *(figure_of(r, data, masks) for r in chosen)]
+    else:
+        parts.append(f"<p>{html.escape(results['note'])}</p>")
+    missing = [
+        f"<li>{html.escape(r['video'])}/{html.escape(r['exp_id'])}: {html.escape(r['problem'])}</li>"
+        for r in rows
+        if r["problem"]
+    ]
+    parts.append(
+        f"<h2>Without a usable prediction: {len(missing)}</h2>"
+        + (f"<p>Each scores 0.</p><ul>{''.join(missing)}</ul>" if missing else "<p>None.</p>")
+    )
+    return (
+        f'<!doctype html><meta charset="utf-8"><title>{html.escape(data.name)}</title><style>{STYLE}</style>'
+        + "\n".join(parts)
+        + "\n"
+    )
 
 # %% ../nbs/23_evaluate.ipynb #fc7e9d63
-def figure_of(row, data, masks): # of `as_row` -> html
+def figure_of(row, data, masks):  # of `as_row` -> html
     sample = data.videos[row["video"]].samples[row["exp_id"]]
     note = f"“{sample.text}” J {row['J']:.1f}, F {row['F']:.1f} ({sample.video}/{sample.exp_id})"
     return f"<figure>{picture_tag(sample_picture(data, sample, masks))}<figcaption>{html.escape(note)}</figcaption></figure>"
 
 # %% ../nbs/23_evaluate.ipynb #bc6c0508
-def zip_problems(data, masks, videos): # -> generator of text
+def zip_problems(data, masks, videos):  # -> generator of text
     "Pictures that are missing, or do not have the size of their video's frames."
     for v in videos:
         height, width = data.size(v)
         for s in data.videos[v].samples.values():
             for frame in data.videos[v].frames:
                 path = masks / v / s.exp_id / f"{frame}.png"
-                if not path.is_file(): yield f"{v}/{s.exp_id}/{frame}.png is missing"
-                elif (size := image_size(path)) != (height, width): yield f"{v}/{s.exp_id}/{frame}.png is {size[1]}x{size[0]}, the video {width}x{height}"
+                if not path.is_file():
+                    yield f"{v}/{s.exp_id}/{frame}.png is missing"
+                elif (size := image_size(path)) != (height, width):
+                    yield f"{v}/{s.exp_id}/{frame}.png is {size[1]}x{size[0]}, the video {width}x{height}"
 
 # %% ../nbs/23_evaluate.ipynb #4bf92f70
-def check_zip(data, path): # -> Path
+def check_zip(data, path):  # -> Path
     "A `VRSError` where a zip makes no sense, or a file would be lost."
     path = Path(path).expanduser()
-    if data.zip_prefix is None: raise VRSError(f"no server takes predictions for {data.name}: its masks are in the download")
-    if path.suffix != ".zip": raise VRSError(f"cannot write {path}: end the name in .zip")
-    if path.exists(): raise VRSError(f"cannot write {path}: it is there already; choose another name")
+    if data.zip_prefix is None:
+        raise VRSError(
+            f"no server takes predictions for {data.name}: its masks are in the download"
+        )
+    if path.suffix != ".zip":
+        raise VRSError(f"cannot write {path}: end the name in .zip")
+    if path.exists():
+        raise VRSError(f"cannot write {path}: it is there already; choose another name")
     return path
 
 # %% ../nbs/23_evaluate.ipynb #cfccbc95
 def write_zip(
-    data:VRSDataset,
-    masks, # folder <video>/<exp_id>/<frame>.png
-    path, # .zip, new
-    limit:int|None=None, # only the first videos: no server takes that
-)->Path:
+    data: VRSDataset,
+    masks,  # folder <video>/<exp_id>/<frame>.png
+    path,  # .zip, new
+    limit: int | None = None,  # only the first videos: no server takes that
+) -> Path:
     "What the server of a data set wants to be handed in. `VRSError`, and nothing written, where a picture is missing or does not fit."
     path, videos = check_zip(data, path), list(data.videos)[:limit]
     wrong = list(zip_problems(data, Path(masks), videos))
-    if wrong: raise VRSError(f"{wrong[0]}" + (f" (and {len(wrong) - 1} more)" if wrong[1:] else "") + ": complete the predictions first")
-    names = [f"{v}/{e}/{f}.png" for v in videos for e in data.videos[v].samples for f in data.videos[v].frames]
+    if wrong:
+        raise VRSError(
+            f"{wrong[0]}"
+            + (f" (and {len(wrong) - 1} more)" if wrong[1:] else "")
+            + ": complete the predictions first"
+        )
+    names = [
+        f"{v}/{e}/{f}.png"
+        for v in videos
+        for e in data.videos[v].samples
+        for f in data.videos[v].frames
+    ]
     with atomic_path(path) as aside, zipfile.ZipFile(aside, "w") as z:
-        for name in names: z.writestr(zipfile.ZipInfo("/".join(filter(None, (data.zip_prefix, name)))), (Path(masks) / name).read_bytes())
+        for name in names:
+            z.writestr(
+                zipfile.ZipInfo("/".join(filter(None, (data.zip_prefix, name)))),
+                (Path(masks) / name).read_bytes(),
+            )
     return path

@@ -30,62 +30,128 @@ from sam2.sam2_video_predictor import SAM2VideoPredictor
 
 # %% ../nbs/13_mdp.ipynb #a0e4f0cd
 sam2_flags = dict(
-    directly_add_no_mem_embed=True, use_high_res_features_in_sam=True, use_mask_input_as_output_without_sam=True,
-    sigmoid_scale_for_mem_enc=20., sigmoid_bias_for_mem_enc=-10., binarize_mask_from_pts_for_mem_enc=True,
-    multimask_output_in_sam=False, multimask_output_for_tracking=False, use_multimask_token_for_obj_ptr=False,
-    multimask_min_pt_num=0, multimask_max_pt_num=1, iou_prediction_use_sigmoid=True,
-    pred_obj_scores=True, pred_obj_scores_mlp=True, fixed_no_obj_ptr=True,
-    use_obj_ptrs_in_encoder=True, only_obj_ptrs_in_the_past_for_eval=True, add_tpos_enc_to_obj_ptrs=False,
-    use_mlp_for_obj_ptr_proj=True)
+    directly_add_no_mem_embed=True,
+    use_high_res_features_in_sam=True,
+    use_mask_input_as_output_without_sam=True,
+    sigmoid_scale_for_mem_enc=20.0,
+    sigmoid_bias_for_mem_enc=-10.0,
+    binarize_mask_from_pts_for_mem_enc=True,
+    multimask_output_in_sam=False,
+    multimask_output_for_tracking=False,
+    use_multimask_token_for_obj_ptr=False,
+    multimask_min_pt_num=0,
+    multimask_max_pt_num=1,
+    iou_prediction_use_sigmoid=True,
+    pred_obj_scores=True,
+    pred_obj_scores_mlp=True,
+    fixed_no_obj_ptr=True,
+    use_obj_ptrs_in_encoder=True,
+    only_obj_ptrs_in_the_past_for_eval=True,
+    add_tpos_enc_to_obj_ptrs=False,
+    use_mlp_for_obj_ptr_proj=True,
+)
 
 # %% ../nbs/13_mdp.ipynb #352f8c27
-def _position(width): return PositionEmbeddingSine(width, normalize=True, warmup_cache=False)
+def _position(width):
+    return PositionEmbeddingSine(width, normalize=True, warmup_cache=False)
 
 
 def _image_encoder(d, trunk, neck):
-    hiera = Hiera(**dict(embed_dim=96, stages=(1, 2, 7, 2), global_att_blocks=(5, 7, 9),
-                         window_pos_embed_bkg_spatial_size=(7, 7)) | trunk)
-    neck = dict(backbone_channel_list=hiera.channel_list, fpn_top_down_levels=[2, 3], fpn_interp_model="nearest") | neck
+    hiera = Hiera(
+        **dict(
+            embed_dim=96,
+            stages=(1, 2, 7, 2),
+            global_att_blocks=(5, 7, 9),
+            window_pos_embed_bkg_spatial_size=(7, 7),
+        )
+        | trunk
+    )
+    neck = (
+        dict(
+            backbone_channel_list=hiera.channel_list,
+            fpn_top_down_levels=[2, 3],
+            fpn_interp_model="nearest",
+        )
+        | neck
+    )
     scalp = neck.pop("scalp", 1)
     return ImageEncoder(hiera, FpnNeck(_position(d), d_model=d, **neck), scalp=scalp)
 
 # %% ../nbs/13_mdp.ipynb #e6ac99a5
-def _memory_attention(d, mem, side, num_layers=4, dim_feedforward=2048, dropout=.1, num_heads=1, rope_feat_sizes=None):
-    rope = dict(rope_theta=10000., feat_sizes=rope_feat_sizes or (side, side), embedding_dim=d, num_heads=num_heads,
-                downsample_rate=1, dropout=dropout)
+def _memory_attention(
+    d, mem, side, num_layers=4, dim_feedforward=2048, dropout=0.1, num_heads=1, rope_feat_sizes=None
+):
+    rope = dict(
+        rope_theta=10000.0,
+        feat_sizes=rope_feat_sizes or (side, side),
+        embedding_dim=d,
+        num_heads=num_heads,
+        downsample_rate=1,
+        dropout=dropout,
+    )
     layer = MemoryAttentionLayer(
-        activation="relu", dim_feedforward=dim_feedforward, dropout=dropout, d_model=d, pos_enc_at_attn=False,
-        pos_enc_at_cross_attn_keys=True, pos_enc_at_cross_attn_queries=False, self_attention=RoPEAttention(**rope),
-        cross_attention=RoPEAttention(**rope, rope_k_repeat=True, kv_in_dim=mem))
+        activation="relu",
+        dim_feedforward=dim_feedforward,
+        dropout=dropout,
+        d_model=d,
+        pos_enc_at_attn=False,
+        pos_enc_at_cross_attn_keys=True,
+        pos_enc_at_cross_attn_queries=False,
+        self_attention=RoPEAttention(**rope),
+        cross_attention=RoPEAttention(**rope, rope_k_repeat=True, kv_in_dim=mem),
+    )
     return MemoryAttention(d_model=d, pos_enc_at_input=True, layer=layer, num_layers=num_layers)
 
 # %% ../nbs/13_mdp.ipynb #78e1a60b
-def _memory_encoder(d, out_dim, mask_downsampler_embed_dim=None, fuser_layers=2, layer_scale_init_value=1e-6):
-    down = MaskDownSampler(embed_dim=mask_downsampler_embed_dim or d, kernel_size=3, stride=2, padding=1)
-    block = CXBlock(d, kernel_size=7, padding=3, layer_scale_init_value=layer_scale_init_value, use_dwconv=True)
+def _memory_encoder(
+    d, out_dim, mask_downsampler_embed_dim=None, fuser_layers=2, layer_scale_init_value=1e-6
+):
+    down = MaskDownSampler(
+        embed_dim=mask_downsampler_embed_dim or d, kernel_size=3, stride=2, padding=1
+    )
+    block = CXBlock(
+        d, kernel_size=7, padding=3, layer_scale_init_value=layer_scale_init_value, use_dwconv=True
+    )
     return MemoryEncoder(out_dim, down, Fuser(block, fuser_layers), _position(out_dim), in_dim=d)
 
 # %% ../nbs/13_mdp.ipynb #2448317d
 def sam2_parts(
     config: dict,  # sizes; a missing key has the value of SAM 2's tiny model
-) -> dict:         # arguments of `SAM2VideoPredictor`
+) -> dict:  # arguments of `SAM2VideoPredictor`
     "The `sam2` package's own modules at the sizes of `config`, with VRS-HQ's flags. Raises `ValueError` for an unknown key"
-    c = dict(image_size=1024, d_model=256, mem_dim=64, num_maskmem=7, trunk={}, neck={}, memory_attention={},
-             memory_encoder={}, mask_decoder={}, decoder_mlp_dim=2048, flags={})
+    c = dict(
+        image_size=1024,
+        d_model=256,
+        mem_dim=64,
+        num_maskmem=7,
+        trunk={},
+        neck={},
+        memory_attention={},
+        memory_encoder={},
+        mask_decoder={},
+        decoder_mlp_dim=2048,
+        flags={},
+    )
     if unknown := sorted(set(config) - set(c)):
         raise ValueError(f"unknown keys in the SAM 2 config: {unknown}; known are {sorted(c)}")
     c |= config
     d, mem, size = c["d_model"], c["mem_dim"], c["image_size"]
-    if size % 32: raise ValueError(f"image_size must be a multiple of 32, got {size}")
+    if size % 32:
+        raise ValueError(f"image_size must be a multiple of 32, got {size}")
     return dict(
-        image_encoder=_image_encoder(d, c["trunk"], c["neck"]), image_size=size, num_maskmem=c["num_maskmem"],
+        image_encoder=_image_encoder(d, c["trunk"], c["neck"]),
+        image_size=size,
+        num_maskmem=c["num_maskmem"],
         memory_attention=_memory_attention(d, mem, size // 16, **c["memory_attention"]),
         memory_encoder=_memory_encoder(d, **(dict(out_dim=mem) | c["memory_encoder"])),
-        sam_mask_decoder_extra_args=c["mask_decoder"] or None, **(sam2_flags | c["flags"]))
+        sam_mask_decoder_extra_args=c["mask_decoder"] or None,
+        **(sam2_flags | c["flags"]),
+    )
 
 # %% ../nbs/13_mdp.ipynb #722115ac
 class TokenPromptEncoder(PromptEncoder):
     "SAM 2's prompt encoder with room for one more sparse prompt: a token `[B, D]` (or several, `[B, N, D]`) at the end"
+
     token: Tensor | None = None  # set by `PromptedPredictor.prompted`; not a part of the state dict
 
     def forward(self, points, boxes, masks):
@@ -102,7 +168,9 @@ class PromptedPredictor(SAM2VideoPredictor):
     def _build_sam_heads(self):
         super()._build_sam_heads()
         old = self.sam_prompt_encoder
-        self.sam_prompt_encoder = TokenPromptEncoder(old.embed_dim, old.image_embedding_size, old.input_image_size, 16)
+        self.sam_prompt_encoder = TokenPromptEncoder(
+            old.embed_dim, old.image_embedding_size, old.input_image_size, 16
+        )
 
     @contextmanager
     def prompted(
@@ -112,37 +180,49 @@ class PromptedPredictor(SAM2VideoPredictor):
         "Inside this context every prompt ends with `token`"
         encoder = self.sam_prompt_encoder
         before, encoder.token = encoder.token, token
-        try: yield
-        finally: encoder.token = before
+        try:
+            yield
+        finally:
+            encoder.token = before
 
 # %% ../nbs/13_mdp.ipynb #f9a96091
 @dataclass
 class MaskOutput:
     "What SAM 2's heads say of `B` prompts; masks are at a quarter of the image size"
-    logits: Tensor        # [B, h, w] mask logits; -1024 everywhere if the object is not seen
-    raw: Tensor           # [B, h, w] the same before the -1024 rule: what a loss wants
-    iou: Tensor           # [B] the decoder's own guess of the mask's quality, 0 to 1
+
+    logits: Tensor  # [B, h, w] mask logits; -1024 everywhere if the object is not seen
+    raw: Tensor  # [B, h, w] the same before the -1024 rule: what a loss wants
+    iou: Tensor  # [B] the decoder's own guess of the mask's quality, 0 to 1
     object_logit: Tensor  # [B] occlusion logit: > 0 if the object is in the frame
 
-    def __iter__(self): return iter((self.logits, self.iou, self.object_logit))  # `logits, iou, object_logit = predictor.decode(...)`
+    def __iter__(self):
+        return iter(
+            (self.logits, self.iou, self.object_logit)
+        )  # `logits, iou, object_logit = predictor.decode(...)`
 
     @property
-    def masks(self) -> Tensor: return self.logits > 0
+    def masks(self) -> Tensor:
+        return self.logits > 0
 
     @classmethod
     def of(cls, out: dict) -> "MaskOutput":
         "From an output of `track_step`"
-        return cls(out["pred_masks"][:, 0], out["raw"], out["iou"], out["object_score_logits"][:, 0])
+        return cls(
+            out["pred_masks"][:, 0], out["raw"], out["iou"], out["object_score_logits"][:, 0]
+        )
 
 # %% ../nbs/13_mdp.ipynb #7848908d
 class OcclusionPredictor(PromptedPredictor):
     "... that keeps the raw masks, and applies the -1024 rule when it should"
+
     hide_absent: bool | None = None  # the rule: True, False, or None = only in evaluation mode
 
     def _forward_sam_heads(self, *args, **kwargs):
         scores, raw = self.pred_obj_scores, []
         hide = not self.training if self.hide_absent is None else self.hide_absent
-        hook = self.sam_mask_decoder.register_forward_hook(lambda module, args, out: raw.append(out[0]))
+        hook = self.sam_mask_decoder.register_forward_hook(
+            lambda module, args, out: raw.append(out[0])
+        )
         try:
             self.pred_obj_scores = scores and hide
             return super()._forward_sam_heads(*args, **kwargs)
@@ -157,7 +237,10 @@ class RecordingPredictor(OcclusionPredictor):
     def _track_step(self, *args, **kwargs):
         out, heads, *rest = super()._track_step(*args, **kwargs)
         _, _, iou, low, _, _, object_logit = heads
-        row, best = torch.arange(len(iou), device=iou.device), iou.argmax(-1)  # best is 0 unless several masks were asked for
+        row, best = (
+            torch.arange(len(iou), device=iou.device),
+            iou.argmax(-1),
+        )  # best is 0 unless several masks were asked for
         raw = self._raw[row, best] if out["mask_inputs"] is None else low[:, 0]
         out.update(pred_masks=low, raw=raw, iou=iou[row, best], object_score_logits=object_logit)
         self._raw = None
@@ -166,39 +249,52 @@ class RecordingPredictor(OcclusionPredictor):
 # %% ../nbs/13_mdp.ipynb #c15b7aef
 def to_square(
     frames: np.ndarray | Tensor,  # uint8 [n, H, W, 3]
-    size: int,                    # side of SAM 2's input, in pixels
-) -> Tensor:                      # uint8 [n, 3, size, size]
+    size: int,  # side of SAM 2's input, in pixels
+) -> Tensor:  # uint8 [n, 3, size, size]
     "Frames squeezed to a square by an antialiased bicubic filter, as SAM 2's loader does. Raises `ValueError` if not uint8 RGB"
-    x = frames if isinstance(frames, Tensor) else torch.from_numpy(np.require(frames, requirements=["C", "W"]))
+    x = (
+        frames
+        if isinstance(frames, Tensor)
+        else torch.from_numpy(np.require(frames, requirements=["C", "W"]))
+    )
     if x.dim() != 4 or x.shape[-1] != 3 or x.dtype != torch.uint8:
-        raise ValueError(f"frames must be uint8 [n, H, W, 3], got {str(x.dtype)[6:]} {list(x.shape)}")
+        raise ValueError(
+            f"frames must be uint8 [n, H, W, 3], got {str(x.dtype)[6:]} {list(x.shape)}"
+        )
     x = x.permute(0, 3, 1, 2)
-    if x.shape[-2:] == (size, size): return x
+    if x.shape[-2:] == (size, size):
+        return x
     return F.interpolate(x.cpu(), (size, size), mode="bicubic", antialias=True, align_corners=False)
 
 # %% ../nbs/13_mdp.ipynb #53734fa0
 def normalise(
     images: Tensor,  # uint8 [n, 3, S, S]
-    device=None,     # where the floats are made
-) -> Tensor:         # float [n, 3, S, S]
+    device=None,  # where the floats are made
+) -> Tensor:  # float [n, 3, S, S]
     "Bytes to floats by ImageNet's mean and standard deviation"
-    mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in ((.485, .456, .406), (.229, .224, .225)))
+    mean, std = (
+        torch.tensor(v, device=device).view(3, 1, 1)
+        for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    )
     return (images.to(device).float() / 255 - mean) / std
 
 # %% ../nbs/13_mdp.ipynb #ea8a0a56
 @dataclass
 class Features:
     "The image encoder's output of `n` frames, made once and served to every prompt"
-    levels: list[Tensor]     # [n, C, h, w] each, at strides 4, 8, 16
+
+    levels: list[Tensor]  # [n, C, h, w] each, at strides 4, 8, 16
     positions: list[Tensor]  # [1, D, h, w] each, the same for all frames
-    height: int              # of the video, in pixels
+    height: int  # of the video, in pixels
     width: int
 
-    def __len__(self) -> int: return len(self.levels[0])
+    def __len__(self) -> int:
+        return len(self.levels[0])
 
     def __getitem__(self, frames) -> "Features":
         "Frames by int, slice, list or tensor; a frame may come twice"
-        if isinstance(frames, (int, np.integer)): frames = [int(frames)]
+        if isinstance(frames, (int, np.integer)):
+            frames = [int(frames)]
         if not isinstance(frames, slice):
             frames = torch.as_tensor(frames, dtype=torch.long, device=self.levels[0].device)
         return replace(self, levels=[x[frames] for x in self.levels])
@@ -212,7 +308,8 @@ class Features:
 class FramePredictor(RecordingPredictor):
     "... that encodes a batch of frames"
 
-    def normalise(self, images: Tensor) -> Tensor: return normalise(images, self.device)
+    def normalise(self, images: Tensor) -> Tensor:
+        return normalise(images, self.device)
 
     def prepare(self, frames) -> Tensor:
         "uint8 frames `[n, H, W, 3]` to normalised images `[n, 3, S, S]`"
@@ -229,25 +326,35 @@ class EncodingPredictor(FramePredictor):
 
     def encode(
         self,
-        frames,               # uint8 [n, H, W, 3], or a video with a length and `.frames(indices)`
+        frames,  # uint8 [n, H, W, 3], or a video with a length and `.frames(indices)`
         batch_size: int = 8,  # frames that are floats at one time
-        device=None,          # where features are kept; None: with the model
-        dtype=None,           # the type in which they are kept; None: as computed
+        device=None,  # where features are kept; None: with the model
+        dtype=None,  # the type in which they are kept; None: as computed
         progress: Callable[[int, int], None] | None = None,  # called with (done, total)
     ) -> Features:
         "Features of all frames; each goes through the image encoder once. Raises `ValueError` without frames"
         n, parts = len(frames), []
-        if n == 0: raise ValueError("there are no frames to encode")
+        if n == 0:
+            raise ValueError("there are no frames to encode")
         for i in range(0, n, batch_size):
             stop = min(i + batch_size, n)
-            batch = frames.frames(list(range(i, stop))) if hasattr(frames, "frames") else frames[i:stop]
+            batch = (
+                frames.frames(list(range(i, stop))) if hasattr(frames, "frames") else frames[i:stop]
+            )
             levels, positions = self.encode_batch(self.prepare(batch))
             parts.append([x.to(device=device, dtype=dtype) for x in levels])
-            if progress: progress(stop, n)
+            if progress:
+                progress(stop, n)
         levels = [torch.cat([p.pop(0) for p in parts]) for _ in positions]
         return Features(levels, positions, *map(int, batch.shape[1:3]))
 
-    def enlarge(self, logits: Tensor, features: Features, threshold: float | None = 0., prompt: bool = False) -> Tensor:
+    def enlarge(
+        self,
+        logits: Tensor,
+        features: Features,
+        threshold: float | None = 0.0,
+        prompt: bool = False,
+    ) -> Tensor:
         "`upscale` to the video's size; a predictor that pads its frames cuts the padding off, unless the masks are for a `prompt`"
         return upscale(logits, features.height, features.width, threshold)
 
@@ -258,8 +365,10 @@ def vision_inputs(
 ) -> dict:
     "Features as SAM 2's `track_step` wants them: `[hw, B, C]` each, on the model's device and in its type"
     place = next(model.parameters())
-    maps = dict(backbone_fpn=[x.to(place) for x in features.levels],
-                vision_pos_enc=[p.to(place).expand(len(features), -1, -1, -1) for p in features.positions])
+    maps = dict(
+        backbone_fpn=[x.to(place) for x in features.levels],
+        vision_pos_enc=[p.to(place).expand(len(features), -1, -1, -1) for p in features.positions],
+    )
     _, feats, positions, sizes = model._prepare_backbone_features(maps)
     return dict(current_vision_feats=feats, current_vision_pos_embeds=positions, feat_sizes=sizes)
 
@@ -271,17 +380,27 @@ class DecodingPredictor(EncodingPredictor):
         self,
         features: Features,
         t: int | Sequence[int],  # the frame, or one frame for each row
-        token: Tensor,           # [B, D], [1, D] for all frames, or [D]
+        token: Tensor,  # [B, D], [1, D] for all frames, or [D]
     ) -> MaskOutput:
         "Masks of tokens on frames, nothing remembered (VRS-HQ's keyframe mask). Raises `ValueError` if counts differ"
         token = token[None] if token.dim() == 1 else token
         frames = [t] * len(token) if isinstance(t, (int, np.integer)) else list(t)
         if len(token) not in (1, len(frames)):
-            raise ValueError(f"{len(token)} tokens do not fit {len(frames)} frames: give one token, or one for each frame")
+            raise ValueError(
+                f"{len(token)} tokens do not fit {len(frames)} frames: give one token, or one for each frame"
+            )
         with self.prompted(token):
             out, *_ = self._track_step(
-                frame_idx=0, is_init_cond_frame=True, **vision_inputs(self, features[frames]), point_inputs=None,
-                mask_inputs=None, output_dict={}, num_frames=1, track_in_reverse=False, prev_sam_mask_logits=None)
+                frame_idx=0,
+                is_init_cond_frame=True,
+                **vision_inputs(self, features[frames]),
+                point_inputs=None,
+                mask_inputs=None,
+                output_dict={},
+                num_frames=1,
+                track_in_reverse=False,
+                prev_sam_mask_logits=None,
+            )
         return MaskOutput.of(out)
 
     def object_logits(self, features: Features, frames: Sequence[int], token: Tensor) -> Tensor:
@@ -291,12 +410,15 @@ class DecodingPredictor(EncodingPredictor):
 # %% ../nbs/13_mdp.ipynb #39ff82c0
 def mask_prompt(
     mask: Tensor,  # bool [B, H, W]
-    size: int,     # side of SAM 2's input, in pixels
-) -> Tensor:       # float [B, 1, size, size] of zeros and ones
+    size: int,  # side of SAM 2's input, in pixels
+) -> Tensor:  # float [B, 1, size, size] of zeros and ones
     "Masks as SAM 2 takes them for prompts: resized with antialiasing, cut at one half"
     x = mask[:, None].float()
-    if x.shape[-2:] == (size, size): return x
-    return (F.interpolate(x, (size, size), mode="bilinear", antialias=True, align_corners=False) >= .5).float()
+    if x.shape[-2:] == (size, size):
+        return x
+    return (
+        F.interpolate(x, (size, size), mode="bilinear", antialias=True, align_corners=False) >= 0.5
+    ).float()
 
 # %% ../nbs/13_mdp.ipynb #44645f31
 def frames_at(features: Features, s: int, batch: int, rows: Tensor | None = None) -> Features:
@@ -310,20 +432,38 @@ class MemoryPredictor(DecodingPredictor):
     def start(
         self,
         features: Features,
-        t: int,                       # the keyframe
-        mask: Tensor | None = None,   # bool [B, H, W]: a mask prompt, or
+        t: int,  # the keyframe
+        mask: Tensor | None = None,  # bool [B, H, W]: a mask prompt, or
         token: Tensor | None = None,  # [B, D]: a token prompt
-        rows: Tensor | None = None,   # [B, T]: the frame of row b at time s is rows[b, s]; None: the video itself, for every row
+        rows: Tensor
+        | None = None,  # [B, T]: the frame of row b at time s is rows[b, s]; None: the video itself, for every row
     ) -> dict:
         "The keyframe's output with its memory: what tracking starts from"
         prompt = None if mask is None else mask_prompt(mask.to(self.device), self.image_size)
-        inputs = vision_inputs(self, frames_at(features, t, len(mask if token is None else token), rows))
+        inputs = vision_inputs(
+            self, frames_at(features, t, len(mask if token is None else token), rows)
+        )
         with self.prompted(token):
-            out = self.track_step(frame_idx=t, is_init_cond_frame=True, **inputs, point_inputs=None, mask_inputs=prompt,
-                                  output_dict={}, num_frames=len(features), run_mem_encoder=False)
-        large = F.interpolate(out["pred_masks"], (self.image_size,) * 2, mode="bilinear", align_corners=False)
+            out = self.track_step(
+                frame_idx=t,
+                is_init_cond_frame=True,
+                **inputs,
+                point_inputs=None,
+                mask_inputs=prompt,
+                output_dict={},
+                num_frames=len(features),
+                run_mem_encoder=False,
+            )
+        large = F.interpolate(
+            out["pred_masks"], (self.image_size,) * 2, mode="bilinear", align_corners=False
+        )
         out["maskmem_features"], out["maskmem_pos_enc"] = self._encode_new_memory(
-            inputs["current_vision_feats"], inputs["feat_sizes"], large, out["object_score_logits"], is_mask_from_pts=True)
+            inputs["current_vision_feats"],
+            inputs["feat_sizes"],
+            large,
+            out["object_score_logits"],
+            is_mask_from_pts=True,
+        )
         return out
 
 # %% ../nbs/13_mdp.ipynb #ac1b82ca
@@ -333,19 +473,27 @@ class TrackingPredictor(MemoryPredictor):
     def track(
         self,
         features: Features,
-        t: int,                      # the keyframe
-        start: dict,                 # its output, from `start`
-        reverse: bool = False,       # backwards to frame 0, not forwards to the end
+        t: int,  # the keyframe
+        start: dict,  # its output, from `start`
+        reverse: bool = False,  # backwards to frame 0, not forwards to the end
         rows: Tensor | None = None,  # [B, T] as in `start`
     ) -> Iterator[tuple[int, MaskOutput]]:
         "`(frame, output)` for each frame after (or before) the keyframe; memory out of reach is let go"
         n, batch, past = len(features) if rows is None else rows.shape[1], len(start["obj_ptr"]), {}
-        reach = max(self.num_maskmem * self.memory_temporal_stride_for_eval, self.max_obj_ptrs_in_encoder)
+        reach = max(
+            self.num_maskmem * self.memory_temporal_stride_for_eval, self.max_obj_ptrs_in_encoder
+        )
         for s in range(t - 1, -1, -1) if reverse else range(t + 1, n):
             out = self.track_step(
-                frame_idx=s, is_init_cond_frame=False, **vision_inputs(self, frames_at(features, s, batch, rows)),
-                point_inputs=None, mask_inputs=None, num_frames=n, track_in_reverse=reverse,
-                output_dict={"cond_frame_outputs": {t: start}, "non_cond_frame_outputs": past})
+                frame_idx=s,
+                is_init_cond_frame=False,
+                **vision_inputs(self, frames_at(features, s, batch, rows)),
+                point_inputs=None,
+                mask_inputs=None,
+                num_frames=n,
+                track_in_reverse=reverse,
+                output_dict={"cond_frame_outputs": {t: start}, "non_cond_frame_outputs": past},
+            )
             past[s] = {k: out[k] for k in ("maskmem_features", "maskmem_pos_enc", "obj_ptr")}
             past.pop(s + reach if reverse else s - reach, None)
             yield s, MaskOutput.of(out)
@@ -357,53 +505,75 @@ class TokenPredictor(TrackingPredictor):
     def propagate(
         self,
         features: Features,
-        t: int,                       # the keyframe
-        mask: Tensor | None = None,   # [H, W] or [B, H, W], bool or logits (cut at 0), at any size
-        prompt: str = "mask",         # "mask" (the paper's inference) or "token" (its training)
+        t: int,  # the keyframe
+        mask: Tensor | None = None,  # [H, W] or [B, H, W], bool or logits (cut at 0), at any size
+        prompt: str = "mask",  # "mask" (the paper's inference) or "token" (its training)
         token: Tensor | None = None,  # [1, D] or [B, D], used by prompt="token"
-        rows: Tensor | None = None,   # [B, T] frame of each row at each time, to track several clips at once
-        details: bool = False,        # return all that the heads said, not the logits alone
+        rows: Tensor
+        | None = None,  # [B, T] frame of each row at each time, to track several clips at once
+        details: bool = False,  # return all that the heads said, not the logits alone
         progress: Callable[[int, int], None] | None = None,  # called with (done, total)
-    ) -> Tensor | MaskOutput:         # mask logits [T, h, w] ([B, T, h, w] for a batch), a quarter of the image size
+    ) -> (
+        Tensor | MaskOutput
+    ):  # mask logits [T, h, w] ([B, T, h, w] for a batch), a quarter of the image size
         "The keyframe's mask carried to the end and to the start of the video. Raises `ValueError` if the prompt is missing or `t` is outside"
         n = len(features) if rows is None else rows.shape[1]
         given = {"mask": mask, "token": token}.get(prompt)
-        if given is None: raise ValueError(f"prompt={prompt!r} needs mask= (prompt='mask') or token= (prompt='token')")
-        if not 0 <= t < n: raise ValueError(f"keyframe {t} is outside the video of {n} frames")
+        if given is None:
+            raise ValueError(
+                f"prompt={prompt!r} needs mask= (prompt='mask') or token= (prompt='token')"
+            )
+        if not 0 <= t < n:
+            raise ValueError(f"keyframe {t} is outside the video of {n} frames")
         given = torch.as_tensor(given) > 0 if prompt == "mask" else given
         single = rows is None and (given.dim() == 2 if prompt == "mask" else len(given) == 1)
-        start = self.start(features, t, rows=rows, **{prompt: given[None] if single and prompt == "mask" else given})
+        start = self.start(
+            features,
+            t,
+            rows=rows,
+            **{prompt: given[None] if single and prompt == "mask" else given},
+        )
         outs = {t: MaskOutput.of(start)}
         for reverse in (False, True):
             for s, outs[s] in self.track(features, t, start, reverse, rows):
-                if progress: progress(len(outs), n)
+                if progress:
+                    progress(len(outs), n)
         names = ("logits", "raw", "iou", "object_logit") if details else ("logits",)
         whole = {k: torch.stack([getattr(outs[s], k) for s in range(n)], dim=1) for k in names}
-        if single: whole = {k: v[0] for k, v in whole.items()}
+        if single:
+            whole = {k: v[0] for k, v in whole.items()}
         return MaskOutput(**whole) if details else whole["logits"]
 
 # %% ../nbs/13_mdp.ipynb #23b56cad
 def sam2_from_config(
-    config: dict,     # sizes, as for `sam2_parts`
+    config: dict,  # sizes, as for `sam2_parts`
 ) -> TokenPredictor:  # random weights, in evaluation mode
     "SAM 2 of any size from the `sam2` package's own classes, ready for tokens"
     model = TokenPredictor(**sam2_parts(config))
     if "decoder_mlp_dim" in config:
         model.sam_mask_decoder.transformer = TwoWayTransformer(
-            depth=2, embedding_dim=model.hidden_dim, num_heads=8, mlp_dim=config["decoder_mlp_dim"])
+            depth=2, embedding_dim=model.hidden_dim, num_heads=8, mlp_dim=config["decoder_mlp_dim"]
+        )
     return model.eval()
 
 # %% ../nbs/13_mdp.ipynb #5a53c7fc
 def upscale(
-    logits: Tensor,                # [T, h, w]
-    height: int,                   # of the video, in pixels
+    logits: Tensor,  # [T, h, w]
+    height: int,  # of the video, in pixels
     width: int,
-    threshold: float | None = 0.,  # masks are `logits > threshold`; None returns float logits
-    chunk: int = 16,               # frames that are floats of full size at one time
-) -> Tensor:                       # bool [T, height, width] on the CPU; float on the logits' device for threshold=None
+    threshold: float | None = 0.0,  # masks are `logits > threshold`; None returns float logits
+    chunk: int = 16,  # frames that are floats of full size at one time
+) -> Tensor:  # bool [T, height, width] on the CPU; float on the logits' device for threshold=None
     "Mask logits at the video's own size, enlarged bilinearly and cut chunk by chunk"
-    def large(x): return F.interpolate(x[:, None].float(), (height, width), mode="bilinear", align_corners=False)[:, 0]
-    if threshold is None: return torch.cat([large(x) for x in logits.split(chunk)])
+
+    def large(x):
+        return F.interpolate(
+            x[:, None].float(), (height, width), mode="bilinear", align_corners=False
+        )[:, 0]
+
+    if threshold is None:
+        return torch.cat([large(x) for x in logits.split(chunk)])
     masks = torch.empty(len(logits), height, width, dtype=torch.bool)
-    for i in range(0, len(logits), chunk): masks[i:i + chunk] = large(logits[i:i + chunk]) > threshold
+    for i in range(0, len(logits), chunk):
+        masks[i : i + chunk] = large(logits[i : i + chunk]) > threshold
     return masks

@@ -15,36 +15,49 @@ def _as_bool(masks, name):
     "`masks` as a bool array [T, H, W], anything but 0 being object; `ValueError` for another shape or for raw scores."
     x = np.asarray(masks.detach().cpu() if hasattr(masks, "detach") else masks)
     if x.ndim != 3 or x.size == 0:
-        raise ValueError(f"{name} must be [T, H, W] with at least one frame and one pixel, got {list(x.shape)}")
-    if x.dtype == bool: return x
+        raise ValueError(
+            f"{name} must be [T, H, W] with at least one frame and one pixel, got {list(x.shape)}"
+        )
+    if x.dtype == bool:
+        return x
     if x.dtype.kind not in "ui" and not ((x == 0) | (x == 1)).all():
-        raise ValueError(f"{name} holds {x.dtype} values other than 0 and 1: cut scores to masks first, e.g. logits > 0")
+        raise ValueError(
+            f"{name} holds {x.dtype} values other than 0 and 1: cut scores to masks first, e.g. logits > 0"
+        )
     return x != 0
+
 
 def _as_pair(pred, true, void=None):
     "Both as bool [T, H, W] with the void pixels cleared; `ValueError` if the shapes differ."
-    masks = {name: _as_bool(x, name) for name, x in (("pred", pred), ("true", true), ("void", void)) if x is not None}
+    masks = {
+        name: _as_bool(x, name)
+        for name, x in (("pred", pred), ("true", true), ("void", void))
+        if x is not None
+    }
     for name, x in masks.items():
         if x.shape != masks["pred"].shape:
-            raise ValueError(f"{name} must have the shape of pred, {list(masks['pred'].shape)}, got {list(x.shape)}")
-    if void is None: return masks["pred"], masks["true"]
+            raise ValueError(
+                f"{name} must have the shape of pred, {list(masks['pred'].shape)}, got {list(x.shape)}"
+            )
+    if void is None:
+        return masks["pred"], masks["true"]
     return masks["pred"] & ~masks["void"], masks["true"] & ~masks["void"]
 
 # %% ../nbs/20_metrics.ipynb #d1adabe2
 def jaccard(
-    pred, # [T, H, W], array or tensor; anything but 0 is object
-    true, # [T, H, W]
-    void=None, # [T, H, W], pixels that do not count, or nothing
-)->np.ndarray: # [T] float64, in [0, 1]; 1 where both masks are empty
+    pred,  # [T, H, W], array or tensor; anything but 0 is object
+    true,  # [T, H, W]
+    void=None,  # [T, H, W], pixels that do not count, or nothing
+) -> np.ndarray:  # [T] float64, in [0, 1]; 1 where both masks are empty
     "Region similarity J of every frame: intersection over union (DAVIS). Bad shapes raise `ValueError`."
     pred, true = _as_pair(pred, true, void)
     both, either = (np.array([np.count_nonzero(m) for m in x]) for x in (pred & true, pred | true))
-    return np.where(either == 0, 1., both / np.maximum(either, 1))
+    return np.where(either == 0, 1.0, both / np.maximum(either, 1))
 
 # %% ../nbs/20_metrics.ipynb #5fe3e13e
 def boundaries(
-    masks, # [T, H, W], array or tensor; anything but 0 is object
-)->np.ndarray: # bool [T, H, W]
+    masks,  # [T, H, W], array or tensor; anything but 0 is object
+) -> np.ndarray:  # bool [T, H, W]
     "Pixels that differ from their right, lower or lower-right neighbour (DAVIS). Bad shapes raise `ValueError`."
     m = _as_bool(masks, "masks")
     out = np.zeros_like(m)
@@ -55,87 +68,106 @@ def boundaries(
 
 # %% ../nbs/20_metrics.ipynb #16f2bbf7
 def tolerance_radius(
-    height:int, # of the frame, in pixels
-    width:int,
-    threshold:float=.008, # below 1: a share of the frame's diagonal; from 1 on: whole pixels
-)->int: # pixels
+    height: int,  # of the frame, in pixels
+    width: int,
+    threshold: float = 0.008,  # below 1: a share of the frame's diagonal; from 1 on: whole pixels
+) -> int:  # pixels
     "How far apart two boundary pixels may be to match (DAVIS). A bad threshold raises `ValueError`."
     if not 0 <= threshold < math.inf or threshold >= 1 and threshold % 1:
-        raise ValueError(f"threshold must be a share of the diagonal, 0 to 1, or a whole number of pixels, got {threshold}")
-    return int(threshold) if threshold >= 1 else math.ceil(threshold * np.linalg.norm((height, width)))
+        raise ValueError(
+            f"threshold must be a share of the diagonal, 0 to 1, or a whole number of pixels, got {threshold}"
+        )
+    return (
+        int(threshold) if threshold >= 1 else math.ceil(threshold * np.linalg.norm((height, width)))
+    )
 
 # %% ../nbs/20_metrics.ipynb #a1e7ff38
 def to_bits(
-    mask:np.ndarray, # bool [H, W]
-    pad:int=0, # empty columns behind each row
-)->int: # bit y * (W + pad) + x is the pixel in row y, column x
+    mask: np.ndarray,  # bool [H, W]
+    pad: int = 0,  # empty columns behind each row
+) -> int:  # bit y * (W + pad) + x is the pixel in row y, column x
     "A mask as one number, to be moved and counted as a whole."
     rows = np.pad(mask, ((0, 0), (0, pad)))
     return int.from_bytes(np.packbits(rows, bitorder="little").tobytes(), "little")
 
+
 def from_bits(
-    bits:int, # of `to_bits`; what lies outside the frame is left away
-    height:int,
-    width:int,
-    pad:int=0,
-)->np.ndarray: # bool [height, width]
+    bits: int,  # of `to_bits`; what lies outside the frame is left away
+    height: int,
+    width: int,
+    pad: int = 0,
+) -> np.ndarray:  # bool [height, width]
     "The mask again."
     n = height * (width + pad)
     data = (bits & (1 << n) - 1).to_bytes(-(-n // 8), "little")
-    rows = np.unpackbits(np.frombuffer(data, np.uint8), count=n, bitorder="little").reshape(height, width + pad)
+    rows = np.unpackbits(np.frombuffer(data, np.uint8), count=n, bitorder="little").reshape(
+        height, width + pad
+    )
     return rows[:, :width].astype(bool)
 
 # %% ../nbs/20_metrics.ipynb #9a74afef
 def grow(
-    bits:int, # of `to_bits` with pad >= radius
-    radius:int, # of the disk, in pixels
-    stride:int, # W + pad
-)->int: # as `bits`; pads and what lies outside the frame hold rubbish
+    bits: int,  # of `to_bits` with pad >= radius
+    radius: int,  # of the disk, in pixels
+    stride: int,  # W + pad
+) -> int:  # as `bits`; pads and what lies outside the frame hold rubbish
     "Dilation with a disk: every pixel with an object pixel at a distance <= radius."
     out, row, width = 0, bits, 0
     for dy in range(radius, -1, -1):
         reach = math.isqrt(radius**2 - dy**2)
-        while width < reach: row, width = row | row << 1 | row >> 1, width + 1
+        while width < reach:
+            row, width = row | row << 1 | row >> 1, width + 1
         out |= row << dy * stride | row >> dy * stride
     return out
 
 # %% ../nbs/20_metrics.ipynb #b279bbcc
 def dilate(
-    masks, # [T, H, W], array or tensor; anything but 0 is object
-    radius:int, # of the disk, in pixels; 0 changes nothing
-)->np.ndarray: # bool [T, H, W]: pixels with an object pixel at a distance <= radius
+    masks,  # [T, H, W], array or tensor; anything but 0 is object
+    radius: int,  # of the disk, in pixels; 0 changes nothing
+) -> np.ndarray:  # bool [T, H, W]: pixels with an object pixel at a distance <= radius
     "Dilation of every frame with a disk. A bad shape or radius raises `ValueError`."
-    if radius < 0 or radius % 1: raise ValueError(f"radius must be a whole number >= 0, got {radius}")
+    if radius < 0 or radius % 1:
+        raise ValueError(f"radius must be a whole number >= 0, got {radius}")
     m, radius = _as_bool(masks, "masks"), int(radius)
     height, width = m.shape[1:]
-    return np.stack([from_bits(grow(to_bits(x, radius), radius, width + radius), height, width, radius) for x in m])
+    return np.stack(
+        [
+            from_bits(grow(to_bits(x, radius), radius, width + radius), height, width, radius)
+            for x in m
+        ]
+    )
 
 # %% ../nbs/20_metrics.ipynb #b9f62120
 def _box(mask):
     "Slices of the smallest box around a mask [H, W], one pixel wider on each side."
     rows = np.flatnonzero(mask.any(1))
-    if len(rows) == 0: return np.s_[:1, :1]
-    cols = np.flatnonzero(mask[rows[0]:rows[-1] + 1].any(0))
-    return np.s_[max(rows[0] - 1, 0):rows[-1] + 2, max(cols[0] - 1, 0):cols[-1] + 2]
+    if len(rows) == 0:
+        return np.s_[:1, :1]
+    cols = np.flatnonzero(mask[rows[0] : rows[-1] + 1].any(0))
+    return np.s_[max(rows[0] - 1, 0) : rows[-1] + 2, max(cols[0] - 1, 0) : cols[-1] + 2]
+
 
 def _match(pred, true, radius):
     "F of two masks [H, W]. Outside the box around both there is nothing to match, so all work is done inside."
     box = _box(pred | true)
     a, b = boundaries(pred[box][None])[0], boundaries(true[box][None])[0]
     n_a, n_b = np.count_nonzero(a), np.count_nonzero(b)
-    if n_a == 0 or n_b == 0: return float(n_a == n_b)
+    if n_a == 0 or n_b == 0:
+        return float(n_a == n_b)
     stride, a, b = a.shape[1] + radius, to_bits(a, radius), to_bits(b, radius)
     precision = (a & grow(b, radius, stride)).bit_count() / n_a
     recall = (b & grow(a, radius, stride)).bit_count() / n_b
-    return 2 * precision * recall / (precision + recall) if precision + recall else 0.
+    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 # %% ../nbs/20_metrics.ipynb #be0a1f90
 def boundary_f(
-    pred, # [T, H, W], array or tensor; anything but 0 is object
-    true, # [T, H, W]
-    void=None, # [T, H, W], pixels that count as background in both, or nothing
-    threshold:float=.008, # tolerance, see `tolerance_radius`
-)->np.ndarray: # [T] float64, in [0, 1]; 1 where neither mask has a boundary, 0 where only one has
+    pred,  # [T, H, W], array or tensor; anything but 0 is object
+    true,  # [T, H, W]
+    void=None,  # [T, H, W], pixels that count as background in both, or nothing
+    threshold: float = 0.008,  # tolerance, see `tolerance_radius`
+) -> (
+    np.ndarray
+):  # [T] float64, in [0, 1]; 1 where neither mask has a boundary, 0 where only one has
     "Contour accuracy F of every frame: 2PR / (P + R) over boundary pixels (DAVIS). Bad shapes raise `ValueError`."
     pred, true = _as_pair(pred, true, void)
     radius = tolerance_radius(*pred.shape[1:], threshold)
@@ -143,11 +175,11 @@ def boundary_f(
 
 # %% ../nbs/20_metrics.ipynb #b6284c0a
 def j_and_f(
-    pred, # [T, H, W]
-    true, # [T, H, W]
-    void=None, # [T, H, W] or nothing
-    threshold:float=.008, # see `tolerance_radius`
-)->tuple[float, float, float]: # J, F and (J + F) / 2, each a mean over all T frames
+    pred,  # [T, H, W]
+    true,  # [T, H, W]
+    void=None,  # [T, H, W] or nothing
+    threshold: float = 0.008,  # see `tolerance_radius`
+) -> tuple[float, float, float]:  # J, F and (J + F) / 2, each a mean over all T frames
     "The score of one clip and one expression. Bad shapes raise `ValueError`."
     j = float(jaccard(pred, true, void).mean())
     f = float(boundary_f(pred, true, void, threshold).mean())
@@ -155,27 +187,34 @@ def j_and_f(
 
 # %% ../nbs/20_metrics.ipynb #64b06395
 def mean_recall_decay(
-    scores, # [T], J or F of every frame
-)->tuple[float, float, float]: # mean, share of frames above .5, first quarter minus last quarter
+    scores,  # [T], J or F of every frame
+) -> tuple[float, float, float]:  # mean, share of frames above .5, first quarter minus last quarter
     "What DAVIS says of the scores of one object. Not [T] with T >= 1 raises `ValueError`."
     scores = np.asarray(scores, float)
-    if scores.ndim != 1 or len(scores) == 0: raise ValueError(f"scores must be [T] with at least one frame, got {list(scores.shape)}")
-    edges = np.round(np.linspace(1, len(scores), 5) + 1e-10).astype(int) - 1        # where the quarters begin and end
-    first, last = scores[edges[0]:edges[1] + 1], scores[edges[3]:edges[4] + 1]
-    return float(scores.mean()), float((scores > .5).mean()), float(first.mean() - last.mean())
+    if scores.ndim != 1 or len(scores) == 0:
+        raise ValueError(f"scores must be [T] with at least one frame, got {list(scores.shape)}")
+    edges = (
+        np.round(np.linspace(1, len(scores), 5) + 1e-10).astype(int) - 1
+    )  # where the quarters begin and end
+    first, last = scores[edges[0] : edges[1] + 1], scores[edges[3] : edges[4] + 1]
+    return float(scores.mean()), float((scores > 0.5).mean()), float(first.mean() - last.mean())
 
 # %% ../nbs/20_metrics.ipynb #bb4b19b1
 def object_scores(
-    pred, # [T, H, W], label map: 0 background, n object n
-    true, # [T, H, W], label map
-    objects=None, # numbers to score; None: 1 to the largest number in the first true frame (DAVIS)
-    void=None, # [T, H, W], see `jaccard`
-)->tuple[np.ndarray, np.ndarray]: # J and F, each float64 [N, T], one row an object
+    pred,  # [T, H, W], label map: 0 background, n object n
+    true,  # [T, H, W], label map
+    objects=None,  # numbers to score; None: 1 to the largest number in the first true frame (DAVIS)
+    void=None,  # [T, H, W], see `jaccard`
+) -> tuple[np.ndarray, np.ndarray]:  # J and F, each float64 [N, T], one row an object
     "J and F of every object of two label maps. Bad shapes raise `ValueError`."
     pred, true = np.asarray(pred), np.asarray(true)
-    if objects is None: objects = range(1, int(true[0][true[0] < 255].max(initial=0)) + 1)     # 255 is void
+    if objects is None:
+        objects = range(1, int(true[0][true[0] < 255].max(initial=0)) + 1)  # 255 is void
     pairs = [(pred == n, true == n) for n in objects]
-    return tuple(np.array([score(p, t, void) for p, t in pairs]).reshape(len(pairs), len(true)) for score in (jaccard, boundary_f))
+    return tuple(
+        np.array([score(p, t, void) for p, t in pairs]).reshape(len(pairs), len(true))
+        for score in (jaccard, boundary_f)
+    )
 
 # %% ../nbs/20_metrics.ipynb #510651f7
 def _as_labels(raw, **masks):
@@ -184,60 +223,77 @@ def _as_labels(raw, **masks):
     labels = [as_they_are(x if raw else _as_bool(x, name)) for name, x in masks.items()]
     for name, x in zip(masks, labels):
         if x.dtype != np.uint8 or x.ndim != 3 or x.shape != labels[0].shape:
-            raise ValueError(f"{name} must be uint8 [T, H, W] of the shape of pred, {list(labels[0].shape)}, got {x.dtype} {list(x.shape)}")
+            raise ValueError(
+                f"{name} must be uint8 [T, H, W] of the shape of pred, {list(labels[0].shape)}, got {x.dtype} {list(x.shape)}"
+            )
     return labels
 
 # %% ../nbs/20_metrics.ipynb #7160d266
 def accuracy(
-    pred, # [T, H, W]; anything but 0 is object
-    true, # [T, H, W]
-    raw:bool=False, # compare the uint8 values themselves, as the reference evaluator of ReVOS does
-)->np.ndarray: # [T] float64, in [0, 1]
+    pred,  # [T, H, W]; anything but 0 is object
+    true,  # [T, H, W]
+    raw: bool = False,  # compare the uint8 values themselves, as the reference evaluator of ReVOS does
+) -> np.ndarray:  # [T] float64, in [0, 1]
     "Accuracy A of every frame: share of pixels with the right label. Bad shapes raise `ValueError`."
     pred, true = _as_labels(raw, pred=pred, true=true)
     return (pred == true).mean((1, 2))
 
+
 def robustness(
-    pred, # [T, H, W]; anything but 0 is object
-    true, # [T, H, W]
-    foreground, # [T, H, W], the union of all annotated objects of the video
-    raw:bool=False, # calculate with the uint8 values themselves, as the reference evaluator of ReVOS does
-)->np.ndarray: # [T] float64, in [0, 1]
+    pred,  # [T, H, W]; anything but 0 is object
+    true,  # [T, H, W]
+    foreground,  # [T, H, W], the union of all annotated objects of the video
+    raw: bool = False,  # calculate with the uint8 values themselves, as the reference evaluator of ReVOS does
+) -> np.ndarray:  # [T] float64, in [0, 1]
     "Robustness R of every frame: 1 - false positives / foreground, not below 0 (R2VOS, ReVOS). Bad shapes raise `ValueError`."
     pred, true, foreground = _as_labels(raw, pred=pred, true=true, foreground=foreground)
-    beside = (np.uint8(1) - true) * pred                                # 8 bits throughout: with `raw`, 1 - 2 is 255
+    beside = (np.uint8(1) - true) * pred  # 8 bits throughout: with `raw`, 1 - 2 is 255
     return np.maximum(1 - beside.sum((1, 2)) / (foreground.sum((1, 2)) + 1e-6), 0)
 
 # %% ../nbs/20_metrics.ipynb #83d4dfde
 def _resampled(size, total, n, rng, level):
     "Ends of the interval of the mean over strata; a stratum that a resample has nothing of is left out of it."
+
     def mean(drawn):
         counts, sums = size[:, drawn].sum(1), total[:, drawn].sum(1)
         return (sums[counts > 0] / counts[counts > 0]).mean()
+
     groups = size.shape[1]
     means = [mean(rng.integers(groups, size=groups)) for _ in range(n)]
-    return tuple(float(q) for q in np.quantile(means, [.5 - level / 2, .5 + level / 2]))
+    return tuple(float(q) for q in np.quantile(means, [0.5 - level / 2, 0.5 + level / 2]))
 
 # %% ../nbs/20_metrics.ipynb #c6a5cf2c
 def bootstrap_interval(
-    values, # [N], e.g. the J&F of N expressions
-    groups=None, # [N], the clip of each value, or nothing if the values are independent
-    n:int=2000, # resamples
-    seed:int=0,
-    level:float=.95, # share of the resamples that the interval holds
-    strata=None, # [N], e.g. the type of each expression: the mean of the means of the types; nothing: the plain mean
-)->tuple[float, float, float]: # mean, low, high; low and high are nan for a single group
+    values,  # [N], e.g. the J&F of N expressions
+    groups=None,  # [N], the clip of each value, or nothing if the values are independent
+    n: int = 2000,  # resamples
+    seed: int = 0,
+    level: float = 0.95,  # share of the resamples that the interval holds
+    strata=None,  # [N], e.g. the type of each expression: the mean of the means of the types; nothing: the plain mean
+) -> tuple[float, float, float]:  # mean, low, high; low and high are nan for a single group
     "Mean of `values` and a percentile bootstrap interval over whole groups. Bad input raises `ValueError`."
     values = np.asarray(values, float)
     if values.ndim != 1 or not np.isfinite(values).all() or values.size == 0:
-        raise ValueError(f"values must be [N] finite numbers, at least one, got shape {list(values.shape)}")
+        raise ValueError(
+            f"values must be [N] finite numbers, at least one, got shape {list(values.shape)}"
+        )
     for name, x in (("groups", groups), ("strata", strata)):
-        if x is not None and len(x) != len(values): raise ValueError(f"{name} must hold one for each of the {len(values)} values, got {len(x)}")
-    if not 0 < level < 1 or n < 1: raise ValueError(f"level must be between 0 and 1 and n at least 1, got {level} and {n}")
+        if x is not None and len(x) != len(values):
+            raise ValueError(
+                f"{name} must hold one for each of the {len(values)} values, got {len(x)}"
+            )
+    if not 0 < level < 1 or n < 1:
+        raise ValueError(f"level must be between 0 and 1 and n at least 1, got {level} and {n}")
     group = np.arange(len(values)) if groups is None else np.unique(groups, return_inverse=True)[1]
-    stratum = np.zeros(len(values), int) if strata is None else np.unique(strata, return_inverse=True)[1]
-    size, total = np.zeros((2, stratum.max() + 1, group.max() + 1))    # [S, G] values of each stratum in each group, and their sum
-    np.add.at(size, (stratum, group), 1); np.add.at(total, (stratum, group), values)
+    stratum = (
+        np.zeros(len(values), int) if strata is None else np.unique(strata, return_inverse=True)[1]
+    )
+    size, total = np.zeros(
+        (2, stratum.max() + 1, group.max() + 1)
+    )  # [S, G] values of each stratum in each group, and their sum
+    np.add.at(size, (stratum, group), 1)
+    np.add.at(total, (stratum, group), values)
     mean = float((total.sum(1) / size.sum(1)).mean())
-    if size.shape[1] == 1: return mean, math.nan, math.nan
+    if size.shape[1] == 1:
+        return mean, math.nan, math.nan
     return mean, *_resampled(size, total, n, np.random.default_rng(seed), level)

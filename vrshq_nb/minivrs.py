@@ -17,7 +17,8 @@ __all__ = ['KINDS', 'CLASSES', 'SIZES', 'FACTS', 'MOTIONS', 'MOTION_WEIGHTS', 'P
            'decode_mask', 'clip_masks', 'clip_meta', 'write_clip', 'free_folder', 'write_revos']
 
 # %% ../nbs/01_minivrs.ipynb #fb50a588
-import json, math
+import json
+import math
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -33,295 +34,449 @@ from .video import VRSError, atomic_path, write_video
 @dataclass(frozen=True)
 class Kind:
     "A kind of thing and what everybody knows about it."
-    name: str            # also the name of its sprite
+
+    name: str  # also the name of its sprite
     plural: str
     classes: tuple = ()  # what it is a sort of: "animal", "vehicle", "toy"
-    facts: tuple = ()    # keys of `FACTS`
+    facts: tuple = ()  # keys of `FACTS`
 
 # %% ../nbs/01_minivrs.ipynb #dcb29bfd
-KINDS = {k.name: k for k in [
-    Kind("cat", "cats", ("animal",), ("purrs", "fur")),
-    Kind("dog", "dogs", ("animal",), ("barks", "fur")),
-    Kind("bird", "birds", ("animal",), ("flies", "nest", "wings")),
-    Kind("fish", "fish", ("animal",), ("swims",)),
-    Kind("butterfly", "butterflies", ("animal",), ("flies", "caterpillar", "wings")),
-    Kind("rabbit", "rabbits", ("animal",), ("carrots", "fur")),
-    Kind("kite", "kites", ("toy",), ("flies", "wind", "string")),
-    Kind("balloon", "balloons", ("toy",), ("flies", "string", "pops")),
-    Kind("sailboat", "sailboats", ("vehicle",), ("wind", "water", "ride")),
-    Kind("car", "cars", ("vehicle",), ("wheels", "ride")),
-    Kind("bus", "buses", ("vehicle",), ("wheels", "passengers", "ride")),
-    Kind("ball", "balls", ("toy",), ("kick",)),
-    Kind("rocket", "rockets", ("vehicle",), ("flies", "space", "ride")),
-    Kind("flower", "flowers", (), ("grows",)),
-    Kind("cup", "cups", (), ("drink",)),
-    Kind("lamp", "lamps", (), ("light",)),
-    Kind("umbrella", "umbrellas", (), ("rain",)),
-    Kind("book", "books", (), ("read",)),
-]}
+KINDS = {
+    k.name: k
+    for k in [
+        Kind("cat", "cats", ("animal",), ("purrs", "fur")),
+        Kind("dog", "dogs", ("animal",), ("barks", "fur")),
+        Kind("bird", "birds", ("animal",), ("flies", "nest", "wings")),
+        Kind("fish", "fish", ("animal",), ("swims",)),
+        Kind("butterfly", "butterflies", ("animal",), ("flies", "caterpillar", "wings")),
+        Kind("rabbit", "rabbits", ("animal",), ("carrots", "fur")),
+        Kind("kite", "kites", ("toy",), ("flies", "wind", "string")),
+        Kind("balloon", "balloons", ("toy",), ("flies", "string", "pops")),
+        Kind("sailboat", "sailboats", ("vehicle",), ("wind", "water", "ride")),
+        Kind("car", "cars", ("vehicle",), ("wheels", "ride")),
+        Kind("bus", "buses", ("vehicle",), ("wheels", "passengers", "ride")),
+        Kind("ball", "balls", ("toy",), ("kick",)),
+        Kind("rocket", "rockets", ("vehicle",), ("flies", "space", "ride")),
+        Kind("flower", "flowers", (), ("grows",)),
+        Kind("cup", "cups", (), ("drink",)),
+        Kind("lamp", "lamps", (), ("light",)),
+        Kind("umbrella", "umbrellas", (), ("rain",)),
+        Kind("book", "books", (), ("read",)),
+    ]
+}
 CLASSES = {"animal": "animals", "vehicle": "vehicles", "toy": "toys"}
-SIZES = {"small": .17, "medium": .23, "big": .31}  # longest side, as a fraction of the frame
+SIZES = {"small": 0.17, "medium": 0.23, "big": 0.31}  # longest side, as a fraction of the frame
 
 # %% ../nbs/01_minivrs.ipynb #895f6cf8
 FACTS = {
-    "purrs": ["the animal that purrs", "the one who drinks milk", "who likes to chase mice?", "the pet that says meow"],
-    "barks": ["the animal that barks", "the one who guards the house", "who likes to fetch a stick?", "the pet that says woof"],
-    "fur": ["the one with soft fur", "the thing that has fur", "what is covered in fur?", "the furry creature"],
-    "nest": ["the animal that builds a nest", "the one with feathers", "who lays eggs in a tree?", "the feathered creature"],
-    "swims": ["the thing that swims", "the animal that lives under water", "what breathes with gills?", "the one at home in the water"],
-    "caterpillar": ["the one who was once a caterpillar", "the insect", "what visits flowers for nectar?", "the creature that came from a cocoon"],
-    "carrots": ["the one who eats carrots", "the animal with long ears", "who hops across the meadow?", "the creature that loves carrots"],
-    "flies": ["the thing that flies", "the one that can fly", "what is able to fly?", "the thing at home in the air"],
-    "wings": ["the one that flaps its wings", "the animal with wings", "who has wings?", "the winged creature"],
-    "wind": ["the thing pushed by the wind", "the one that needs wind", "what is moved by the wind?", "the thing that is useless without wind"],
-    "string": ["the thing held by a string", "the one on a string", "what is tied to a string?", "the thing a child holds by its string"],
-    "pops": ["the thing a needle would pop", "the one filled with gas", "what would burst if pricked?", "the thing that can go bang"],
-    "water": ["the thing that floats on water", "the one that belongs on a lake", "what would you sail in?", "the thing for a trip on the lake"],
-    "wheels": ["the thing with wheels", "the one that runs on wheels", "what rolls along a road?", "the thing that needs a road"],
-    "passengers": ["the thing that carries many passengers", "the one that stops for passengers", "what takes many people to work?", "the public transport"],
-    "ride": ["the thing people travel in", "the one that takes people somewhere", "what could you travel in?", "the means of transport"],
-    "kick": ["the thing players kick", "the one you need for a match", "what would you throw and catch?", "the round thing for a game"],
-    "space": ["the thing that goes to the moon", "the one that flies to space", "what would an astronaut use?", "the thing that leaves the earth"],
-    "grows": ["the thing that grows", "the one that needs water and sun", "what would you plant in a garden?", "the living thing with petals"],
-    "drink": ["the thing you drink from", "the one for coffee or tea", "what holds a hot drink?", "the thing you pour tea into"],
-    "light": ["the thing that gives light", "the one you switch on when it is dark", "what lights up a room?", "the thing that helps you see at night"],
-    "rain": ["the thing that keeps the rain off", "the one to take along when it rains", "what keeps you dry?", "the shelter you carry in bad weather"],
-    "read": ["the thing you read", "the one with pages", "what tells a story?", "the thing full of words"],
+    "purrs": [
+        "the animal that purrs",
+        "the one who drinks milk",
+        "who likes to chase mice?",
+        "the pet that says meow",
+    ],
+    "barks": [
+        "the animal that barks",
+        "the one who guards the house",
+        "who likes to fetch a stick?",
+        "the pet that says woof",
+    ],
+    "fur": [
+        "the one with soft fur",
+        "the thing that has fur",
+        "what is covered in fur?",
+        "the furry creature",
+    ],
+    "nest": [
+        "the animal that builds a nest",
+        "the one with feathers",
+        "who lays eggs in a tree?",
+        "the feathered creature",
+    ],
+    "swims": [
+        "the thing that swims",
+        "the animal that lives under water",
+        "what breathes with gills?",
+        "the one at home in the water",
+    ],
+    "caterpillar": [
+        "the one who was once a caterpillar",
+        "the insect",
+        "what visits flowers for nectar?",
+        "the creature that came from a cocoon",
+    ],
+    "carrots": [
+        "the one who eats carrots",
+        "the animal with long ears",
+        "who hops across the meadow?",
+        "the creature that loves carrots",
+    ],
+    "flies": [
+        "the thing that flies",
+        "the one that can fly",
+        "what is able to fly?",
+        "the thing at home in the air",
+    ],
+    "wings": [
+        "the one that flaps its wings",
+        "the animal with wings",
+        "who has wings?",
+        "the winged creature",
+    ],
+    "wind": [
+        "the thing pushed by the wind",
+        "the one that needs wind",
+        "what is moved by the wind?",
+        "the thing that is useless without wind",
+    ],
+    "string": [
+        "the thing held by a string",
+        "the one on a string",
+        "what is tied to a string?",
+        "the thing a child holds by its string",
+    ],
+    "pops": [
+        "the thing a needle would pop",
+        "the one filled with gas",
+        "what would burst if pricked?",
+        "the thing that can go bang",
+    ],
+    "water": [
+        "the thing that floats on water",
+        "the one that belongs on a lake",
+        "what would you sail in?",
+        "the thing for a trip on the lake",
+    ],
+    "wheels": [
+        "the thing with wheels",
+        "the one that runs on wheels",
+        "what rolls along a road?",
+        "the thing that needs a road",
+    ],
+    "passengers": [
+        "the thing that carries many passengers",
+        "the one that stops for passengers",
+        "what takes many people to work?",
+        "the public transport",
+    ],
+    "ride": [
+        "the thing people travel in",
+        "the one that takes people somewhere",
+        "what could you travel in?",
+        "the means of transport",
+    ],
+    "kick": [
+        "the thing players kick",
+        "the one you need for a match",
+        "what would you throw and catch?",
+        "the round thing for a game",
+    ],
+    "space": [
+        "the thing that goes to the moon",
+        "the one that flies to space",
+        "what would an astronaut use?",
+        "the thing that leaves the earth",
+    ],
+    "grows": [
+        "the thing that grows",
+        "the one that needs water and sun",
+        "what would you plant in a garden?",
+        "the living thing with petals",
+    ],
+    "drink": [
+        "the thing you drink from",
+        "the one for coffee or tea",
+        "what holds a hot drink?",
+        "the thing you pour tea into",
+    ],
+    "light": [
+        "the thing that gives light",
+        "the one you switch on when it is dark",
+        "what lights up a room?",
+        "the thing that helps you see at night",
+    ],
+    "rain": [
+        "the thing that keeps the rain off",
+        "the one to take along when it rains",
+        "what keeps you dry?",
+        "the shelter you carry in bad weather",
+    ],
+    "read": [
+        "the thing you read",
+        "the one with pages",
+        "what tells a story?",
+        "the thing full of words",
+    ],
 }
 
 # %% ../nbs/01_minivrs.ipynb #99e6a251
 def held_out(
-    kind:str, # key of `KINDS`
-    colour:str, # key of `COLOURS`
-)->bool:
+    kind: str,  # key of `KINDS`
+    colour: str,  # key of `COLOURS`
+) -> bool:
     "Whether only the `compose` split shows this kind in this colour."
     return (3 * list(KINDS).index(kind) + list(COLOURS).index(colour)) % 7 == 0
 
 # %% ../nbs/01_minivrs.ipynb #76fd84d8
 def start_inside(
-    rng:np.random.Generator,
-    size:float, # longest side of the thing, fraction of the frame
-    dx:float=0., # how far it is going to move
-    dy:float=0.,
-)->np.ndarray: # (2,)
+    rng: np.random.Generator,
+    size: float,  # longest side of the thing, fraction of the frame
+    dx: float = 0.0,  # how far it is going to move
+    dy: float = 0.0,
+) -> np.ndarray:  # (2,)
     "A start point so that a thing moving by (dx, dy) stays within the frame."
-    pad = size / 2 + .02
-    low = [pad + max(0., -d) for d in (dx, dy)]
-    high = [1 - pad - max(0., d) for d in (dx, dy)]
+    pad = size / 2 + 0.02
+    low = [pad + max(0.0, -d) for d in (dx, dy)]
+    high = [1 - pad - max(0.0, d) for d in (dx, dy)]
     return np.array([rng.uniform(lo, max(hi, lo + 1e-3)) for lo, hi in zip(low, high)])
 
 # %% ../nbs/01_minivrs.ipynb #d033a4b8
 def direction(
-    rng:np.random.Generator,
-    length:float, # fraction of the frame
-)->tuple: # dx, dy
+    rng: np.random.Generator,
+    length: float,  # fraction of the frame
+) -> tuple:  # dx, dy
     "A displacement along one of four directions, up to 11 degrees off."
-    angle = rng.integers(4) * math.pi / 2 + rng.uniform(-.2, .2)
+    angle = rng.integers(4) * math.pi / 2 + rng.uniform(-0.2, 0.2)
     return length * math.cos(angle), length * math.sin(angle)
 
 # %% ../nbs/01_minivrs.ipynb #ce2ad805
 def along(
-    rng:np.random.Generator,
-    u:np.ndarray, # (T,), time from 0 to 1
-    size:float, # of the thing, fraction of the frame
-    progress, # function of `u`: how much of the way is done
-)->np.ndarray: # (T, 2)
+    rng: np.random.Generator,
+    u: np.ndarray,  # (T,), time from 0 to 1
+    size: float,  # of the thing, fraction of the frame
+    progress,  # function of `u`: how much of the way is done
+) -> np.ndarray:  # (T, 2)
     "A straight way of random direction and length, covered at the pace of `progress`."
-    dx, dy = direction(rng, rng.uniform(.35, .55))
+    dx, dy = direction(rng, rng.uniform(0.35, 0.55))
     return start_inside(rng, size, dx, dy) + progress(u)[:, None] * np.array([dx, dy])
 
 # %% ../nbs/01_minivrs.ipynb #d6af8232
 MOTIONS, MOTION_WEIGHTS = {}, {}
 
+
 def add_motion(
-    weight:float, # how often, relative to the others
-): # decorator for `motion(rng, u, size) -> xy (T, 2)`
+    weight: float,  # how often, relative to the others
+):  # decorator for `motion(rng, u, size) -> xy (T, 2)`
     "Register a motion under the function's name."
+
     def register(motion):
         MOTIONS[motion.__name__], MOTION_WEIGHTS[motion.__name__] = motion, weight
         return motion
+
     return register
 
 # %% ../nbs/01_minivrs.ipynb #096392c1
-@add_motion(.15)
-def still(rng, u, size): return np.repeat(start_inside(rng, size)[None], len(u), 0)
+@add_motion(0.15)
+def still(rng, u, size):
+    return np.repeat(start_inside(rng, size)[None], len(u), 0)
 
-@add_motion(.21)
-def straight(rng, u, size): return along(rng, u, size, lambda u: u)
+
+@add_motion(0.21)
+def straight(rng, u, size):
+    return along(rng, u, size, lambda u: u)
 
 # %% ../nbs/01_minivrs.ipynb #522adf96
-@add_motion(.07)
+@add_motion(0.07)
 def bouncing(rng, u, size):
     "Hops with little drift."
-    height, drift, hops = rng.uniform(.2, .3), rng.uniform(-.1, .1), rng.integers(2, 4)
+    height, drift, hops = rng.uniform(0.2, 0.3), rng.uniform(-0.1, 0.1), rng.integers(2, 4)
     start = start_inside(rng, size, drift, -height)
     return start + np.stack([drift * u, -height * np.abs(np.sin(math.pi * hops * u))], 1)
 
 # %% ../nbs/01_minivrs.ipynb #ca6b229a
-@add_motion(.07)
+@add_motion(0.07)
 def circling(rng, u, size):
     "More than one turn on a circle."
-    radius, turns = rng.uniform(.1, .16), rng.uniform(1.1, 1.6) * rng.choice([-1, 1])
+    radius, turns = rng.uniform(0.1, 0.16), rng.uniform(1.1, 1.6) * rng.choice([-1, 1])
     pad = size / 2 + radius
     angle = rng.uniform(0, 2 * math.pi) + 2 * math.pi * turns * u
     return rng.uniform(pad, 1 - pad, 2) + radius * np.stack([np.cos(angle), np.sin(angle)], 1)
 
 # %% ../nbs/01_minivrs.ipynb #fed9418a
-@add_motion(.07)
+@add_motion(0.07)
 def zigzag(rng, u, size):
     "Sideways, and up and down in straight lines."
-    dx, width, turns = rng.choice([-1, 1]) * rng.uniform(.35, .5), rng.uniform(.18, .26), rng.integers(2, 4)
+    dx, width, turns = (
+        rng.choice([-1, 1]) * rng.uniform(0.35, 0.5),
+        rng.uniform(0.18, 0.26),
+        rng.integers(2, 4),
+    )
     wave = np.abs((u * turns * 2) % 2 - 1) * width
     return start_inside(rng, size, dx, width) + np.stack([dx * u, wave], 1)
 
 # %% ../nbs/01_minivrs.ipynb #9e50d819
-@add_motion(.06)
-def speeding(rng, u, size): return along(rng, u, size, lambda u: u ** 3)
+@add_motion(0.06)
+def speeding(rng, u, size):
+    return along(rng, u, size, lambda u: u**3)
 
-@add_motion(.08)
+
+@add_motion(0.08)
 def stopping(rng, u, size):
     "Halts about halfway through."
-    stop = rng.uniform(.4, .55)
+    stop = rng.uniform(0.4, 0.55)
     return along(rng, u, size, lambda u: np.minimum(u / stop, 1))
 
 # %% ../nbs/01_minivrs.ipynb #27d35f2f
 def beside_frame(
-    rng:np.random.Generator,
-    point:np.ndarray, # (2,), inside
-    size:float, # of the thing, fraction of the frame
-)->np.ndarray: # (2,)
+    rng: np.random.Generator,
+    point: np.ndarray,  # (2,), inside
+    size: float,  # of the thing, fraction of the frame
+) -> np.ndarray:  # (2,)
     "The place just outside the frame, to the left or right of `point`."
-    return np.array([-size / 2 - .03 if rng.random() < .5 else 1 + size / 2 + .03, point[1]])
+    return np.array([-size / 2 - 0.03 if rng.random() < 0.5 else 1 + size / 2 + 0.03, point[1]])
 
 # %% ../nbs/01_minivrs.ipynb #a13d5701
-@add_motion(.09)
+@add_motion(0.09)
 def entering(rng, u, size):
     "Comes in after a third of the time or later, and stays."
-    inside, t0 = start_inside(rng, size), rng.uniform(.35, .55)
-    w = np.clip((u - t0) / rng.uniform(.25, .4), 0, 1)[:, None]
+    inside, t0 = start_inside(rng, size), rng.uniform(0.35, 0.55)
+    w = np.clip((u - t0) / rng.uniform(0.25, 0.4), 0, 1)[:, None]
     return (1 - w) * beside_frame(rng, inside, size) + w * inside
 
 # %% ../nbs/01_minivrs.ipynb #b5e1fd36
-@add_motion(.09)
+@add_motion(0.09)
 def leaving(rng, u, size):
     "Is there, and goes before two thirds of the time are over."
-    inside, t0 = start_inside(rng, size), rng.uniform(.15, .4)
-    w = np.clip((u - t0) / rng.uniform(.2, .35), 0, 1)[:, None]
+    inside, t0 = start_inside(rng, size), rng.uniform(0.15, 0.4)
+    w = np.clip((u - t0) / rng.uniform(0.2, 0.35), 0, 1)[:, None]
     return (1 - w) * inside + w * beside_frame(rng, inside, size)
 
 # %% ../nbs/01_minivrs.ipynb #26756f0f
-@add_motion(.08)
+@add_motion(0.08)
 def hiding(rng, u, size):
     "Crosses the frame, for an occluder to stand in the middle."
-    dx = rng.choice([-1, 1]) * rng.uniform(.62, .68)
+    dx = rng.choice([-1, 1]) * rng.uniform(0.62, 0.68)
     return start_inside(rng, size, dx, 0) + np.stack([dx * u, 0 * u], 1)
 
 # %% ../nbs/01_minivrs.ipynb #c3129e08
-@add_motion(.03)
+@add_motion(0.03)
 def parting(rng, u, size):
     "Walks out of the frame but stops when only its rear shows."
-    y, side = rng.uniform(.3, .8), rng.choice([-1, 1])
-    end = .5 + side * (.5 + size * rng.uniform(.27, .33))
-    start = .5 - side * rng.uniform(0, .25)
-    w = np.minimum(u / rng.uniform(.75, .9), 1)
+    y, side = rng.uniform(0.3, 0.8), rng.choice([-1, 1])
+    end = 0.5 + side * (0.5 + size * rng.uniform(0.27, 0.33))
+    start = 0.5 - side * rng.uniform(0, 0.25)
+    w = np.minimum(u / rng.uniform(0.75, 0.9), 1)
     return np.stack([start + (end - start) * w, 0 * u + y], 1)
 
 # %% ../nbs/01_minivrs.ipynb #c95c2960
 @dataclass
 class Thing:
     "One object of a clip."
-    kind: str             # key of `KINDS`
-    colour: str           # key of `COLOURS`
-    size: str             # key of `SIZES`
-    motion: str           # key of `MOTIONS`
-    xy: np.ndarray = field(repr=False) # (T, 2), its centre, fractions of the frame
-    extent: float         # longest side, fraction of the frame
+
+    kind: str  # key of `KINDS`
+    colour: str  # key of `COLOURS`
+    size: str  # key of `SIZES`
+    motion: str  # key of `MOTIONS`
+    xy: np.ndarray = field(repr=False)  # (T, 2), its centre, fractions of the frame
+    extent: float  # longest side, fraction of the frame
     faces_left: bool
-    phase: float          # of the animation in the first frame, 0 to 1
-    cycle: float          # rounds of the animation over the clip
+    phase: float  # of the animation in the first frame, 0 to 1
+    cycle: float  # rounds of the animation over the clip
 
 # %% ../nbs/01_minivrs.ipynb #3dff6dd3
 @dataclass
 class Occluder:
     "Something that stands before the things."
-    kind: str             # "tree", "wall" or "cloud"
-    box: tuple            # centre x, centre y, width, height; fractions of the frame
-    seed: int             # of its details
+
+    kind: str  # "tree", "wall" or "cloud"
+    box: tuple  # centre x, centre y, width, height; fractions of the frame
+    seed: int  # of its details
 
 # %% ../nbs/01_minivrs.ipynb #404d867c
 def colour_for(
-    rng:np.random.Generator,
-    kind:str, # key of `KINDS`
-    split:str, # "compose" may give held-out pairs
-)->str: # key of `COLOURS`
+    rng: np.random.Generator,
+    kind: str,  # key of `KINDS`
+    split: str,  # "compose" may give held-out pairs
+) -> str:  # key of `COLOURS`
     "A random colour that the split allows for this kind."
     pool = [c for c in COLOURS if not held_out(kind, c)]
-    if split == "compose" and rng.random() < .6: pool = [c for c in COLOURS if held_out(kind, c)] or pool
+    if split == "compose" and rng.random() < 0.6:
+        pool = [c for c in COLOURS if held_out(kind, c)] or pool
     return pool[rng.integers(len(pool))]
 
 # %% ../nbs/01_minivrs.ipynb #efba7af8
 def cast(
-    rng:np.random.Generator,
-    n:int, # how many things
-    split:str,
-)->list: # n pairs (kind, colour)
+    rng: np.random.Generator,
+    n: int,  # how many things
+    split: str,
+) -> list:  # n pairs (kind, colour)
     "Kinds and colours; often two share the kind, the colour or both."
     found = []
     for _ in range(n):
         kind = list(KINDS)[rng.integers(len(KINDS))]
         other = found[rng.integers(len(found))] if found else None
-        share = rng.random() if other else 1.
-        if share < .38: kind = other[0]
+        share = rng.random() if other else 1.0
+        if share < 0.38:
+            kind = other[0]
         colour = colour_for(rng, kind, split)
-        if (share < .1 or .38 < share < .55) and (split == "compose" or not held_out(kind, other[1])): colour = other[1]
+        if (share < 0.1 or 0.38 < share < 0.55) and (
+            split == "compose" or not held_out(kind, other[1])
+        ):
+            colour = other[1]
         found.append((kind, colour))
     return found
 
 # %% ../nbs/01_minivrs.ipynb #35f1a006
 def clearance(
-    xy:np.ndarray, # (T, 2)
-    others:list, # of `Thing`
-)->float: # fraction of the frame
+    xy: np.ndarray,  # (T, 2)
+    others: list,  # of `Thing`
+) -> float:  # fraction of the frame
     "How far a path keeps from the others: the mean over frames of the distance to the nearest edge."
-    if not others: return 1.
-    return np.min([np.linalg.norm(xy - o.xy, axis=1) - .35 * o.extent for o in others], 0).mean()
+    if not others:
+        return 1.0
+    return np.min([np.linalg.norm(xy - o.xy, axis=1) - 0.35 * o.extent for o in others], 0).mean()
 
 # %% ../nbs/01_minivrs.ipynb #d4981165
 def motion_for(
-    rng:np.random.Generator,
-    kind:str, # key of `KINDS`
-)->str: # key of `MOTIONS`
+    rng: np.random.Generator,
+    kind: str,  # key of `KINDS`
+) -> str:  # key of `MOTIONS`
     "A random motion; `parting` is for cats, who do it often."
     weights = np.array(list(MOTION_WEIGHTS.values()))
     motion = str(rng.choice(list(MOTIONS), p=weights / weights.sum()))
-    if kind != "cat": return "leaving" if motion == "parting" else motion
-    return "parting" if rng.random() < .25 else motion
+    if kind != "cat":
+        return "leaving" if motion == "parting" else motion
+    return "parting" if rng.random() < 0.25 else motion
 
 # %% ../nbs/01_minivrs.ipynb #29001e2a
 def make_thing(
-    rng:np.random.Generator,
-    kind:str, # key of `KINDS`
-    colour:str, # key of `COLOURS`
-    u:np.ndarray, # (T,), time from 0 to 1
-    others:list, # of `Thing`, to keep away from
-)->Thing:
+    rng: np.random.Generator,
+    kind: str,  # key of `KINDS`
+    colour: str,  # key of `COLOURS`
+    u: np.ndarray,  # (T,), time from 0 to 1
+    others: list,  # of `Thing`, to keep away from
+) -> Thing:
     "A thing on the clearest of five random paths."
     size, motion = list(SIZES)[rng.integers(3)], motion_for(rng, kind)
-    extent = SIZES[size] * rng.choice([.95, 1.05])
-    if motion == "parting": extent = max(extent, .24)
-    xy = max([MOTIONS[motion](rng, u, extent) for _ in range(5)], key=lambda path: clearance(path, others))
+    extent = SIZES[size] * rng.choice([0.95, 1.05])
+    if motion == "parting":
+        extent = max(extent, 0.24)
+    xy = max(
+        [MOTIONS[motion](rng, u, extent) for _ in range(5)],
+        key=lambda path: clearance(path, others),
+    )
     dx = xy[-1, 0] - xy[0, 0]
-    left = bool(dx < 0) if abs(dx) > .03 else bool(rng.random() < .5)
+    left = bool(dx < 0) if abs(dx) > 0.03 else bool(rng.random() < 0.5)
     size = min(SIZES, key=lambda s: abs(SIZES[s] - extent))
-    return Thing(kind, colour, size, motion, xy, float(extent), left, rng.random(), rng.uniform(2., 4.) * len(u) / 16)
+    return Thing(
+        kind,
+        colour,
+        size,
+        motion,
+        xy,
+        float(extent),
+        left,
+        rng.random(),
+        rng.uniform(2.0, 4.0) * len(u) / 16,
+    )
 
 # %% ../nbs/01_minivrs.ipynb #6b4dac57
 def hide_behind(
-    rng:np.random.Generator,
-    thing:Thing, # on a path of `hiding`
-)->Occluder:
+    rng: np.random.Generator,
+    thing: Thing,  # on a path of `hiding`
+) -> Occluder:
     "An occluder on the middle of a thing's way, wide enough to cover it."
-    (x, y), side = thing.xy[len(thing.xy) // 2].tolist(), thing.extent * 1.35 + .06
+    (x, y), side = thing.xy[len(thing.xy) // 2].tolist(), thing.extent * 1.35 + 0.06
     kind = ("tree", "wall", "cloud")[rng.integers(3)]
     return Occluder(kind, (x, y, side, side), int(rng.integers(1 << 30)))
 
@@ -329,56 +484,77 @@ def hide_behind(
 @dataclass
 class World:
     "All that is decided about a clip before it is drawn."
-    scene: str            # key of `SCENES`
-    things: list          # of `Thing`
-    occluders: list       # of `Occluder`
-    drift: np.ndarray = field(repr=False) # (T, 2), of the camera, fractions of the frame
-    seed: int             # of background and noise
+
+    scene: str  # key of `SCENES`
+    things: list  # of `Thing`
+    occluders: list  # of `Occluder`
+    drift: np.ndarray = field(repr=False)  # (T, 2), of the camera, fractions of the frame
+    seed: int  # of background and noise
 
 # %% ../nbs/01_minivrs.ipynb #6372459c
 def make_world(
-    rng:np.random.Generator, # each state gives another world
-    n_frames:int,
-    split:str="train", # "compose" may show held-out pairs
-)->World:
+    rng: np.random.Generator,  # each state gives another world
+    n_frames: int,
+    split: str = "train",  # "compose" may show held-out pairs
+) -> World:
     "A random world: scene, 2 to 6 things, their ways, occluders and camera drift."
-    u = np.linspace(0, 1, n_frames) if n_frames > 1 else np.array([.5])
+    u = np.linspace(0, 1, n_frames) if n_frames > 1 else np.array([0.5])
     things = []
-    for kind, colour in cast(rng, int(rng.integers(2, 7)), split): things.append(make_thing(rng, kind, colour, u, things))
+    for kind, colour in cast(rng, int(rng.integers(2, 7)), split):
+        things.append(make_thing(rng, kind, colour, u, things))
     occluders = [hide_behind(rng, thing) for thing in things if thing.motion == "hiding"]
-    if not occluders and rng.random() < .15:
-        occluders.append(Occluder("tree", (rng.uniform(.1, .9), rng.uniform(.4, .8), .2, .3), int(rng.integers(1 << 30))))
-    drift = rng.uniform(0, .015, 2) * np.sin(2 * math.pi * (rng.uniform(.3, .8, 2) * u[:, None] + rng.random(2)))
-    return World(list(SCENES)[rng.integers(len(SCENES))], things, occluders, drift, int(rng.integers(1 << 30)))
+    if not occluders and rng.random() < 0.15:
+        occluders.append(
+            Occluder(
+                "tree",
+                (rng.uniform(0.1, 0.9), rng.uniform(0.4, 0.8), 0.2, 0.3),
+                int(rng.integers(1 << 30)),
+            )
+        )
+    drift = rng.uniform(0, 0.015, 2) * np.sin(
+        2 * math.pi * (rng.uniform(0.3, 0.8, 2) * u[:, None] + rng.random(2))
+    )
+    return World(
+        list(SCENES)[rng.integers(len(SCENES))],
+        things,
+        occluders,
+        drift,
+        int(rng.integers(1 << 30)),
+    )
 
 # %% ../nbs/01_minivrs.ipynb #cb65759d
 PHASES = 4
 
+
 @lru_cache(maxsize=8192)
 def sprite(
-    kind:str, # key of `KINDS`
-    colour:str, # key of `COLOURS`
-    pixels:int, # longest side
-    phase:int, # of the animation, 0 to `PHASES` - 1
-    faces_left:bool=False,
-)->np.ndarray: # uint8 RGBA (h, w, 4); do not write into it, it is cached
+    kind: str,  # key of `KINDS`
+    colour: str,  # key of `COLOURS`
+    pixels: int,  # longest side
+    phase: int,  # of the animation, 0 to `PHASES` - 1
+    faces_left: bool = False,
+) -> np.ndarray:  # uint8 RGBA (h, w, 4); do not write into it, it is cached
     "A sprite that faces the way it goes. `VRSError` for an unknown kind or colour."
-    if faces_left: return np.ascontiguousarray(sprite(kind, colour, pixels, phase)[:, ::-1])
-    if colour not in COLOURS: raise unknown("colour", colour, COLOURS)
+    if faces_left:
+        return np.ascontiguousarray(sprite(kind, colour, pixels, phase)[:, ::-1])
+    if colour not in COLOURS:
+        raise unknown("colour", colour, COLOURS)
     return draw_sprite(kind, COLOURS[colour], pixels, phase / PHASES)
 
 # %% ../nbs/01_minivrs.ipynb #3ced0b2f
 @dataclass(frozen=True)
 class Layer:
     "A picture ready to be pasted."
-    light: np.ndarray        # uint16 (h, w, 3), colour x opacity
-    veil: np.ndarray         # uint16 (h, w, 3), 255 - opacity
-    solid: np.ndarray        # bool (h, w), more than half opaque
-    area: int                # solid pixels
+
+    light: np.ndarray  # uint16 (h, w, 3), colour x opacity
+    veil: np.ndarray  # uint16 (h, w, 3), 255 - opacity
+    solid: np.ndarray  # bool (h, w), more than half opaque
+    area: int  # solid pixels
+
 
 def ready(
-    rgba:np.ndarray, # uint8 (h, w, 4)
-)->Layer:
+    rgba: np.ndarray,  # uint8 (h, w, 4)
+) -> Layer:
     "Prepare a picture for `paste`."
     alpha = np.repeat(rgba[..., 3:], 3, 2).astype(np.uint16)
     solid = rgba[..., 3] > 127
@@ -386,12 +562,13 @@ def ready(
 
 # %% ../nbs/01_minivrs.ipynb #9ef042ca
 def paste(
-    frame:np.ndarray, # uint8 (H, W, 3), drawn into
-    ids:np.ndarray, # uint8 (H, W), drawn into
-    layer:Layer|np.ndarray, # or uint8 RGBA (h, w, 4)
-    cx:float, cy:float, # where its centre goes, pixels
-    label:int, # number in the id map, 0 for an occluder
-)->int: # area of the whole layer, pixels
+    frame: np.ndarray,  # uint8 (H, W, 3), drawn into
+    ids: np.ndarray,  # uint8 (H, W), drawn into
+    layer: Layer | np.ndarray,  # or uint8 RGBA (h, w, 4)
+    cx: float,
+    cy: float,  # where its centre goes, pixels
+    label: int,  # number in the id map, 0 for an occluder
+) -> int:  # area of the whole layer, pixels
     "Blend a layer into a frame, and write its label where it is more than half opaque."
     layer = layer if isinstance(layer, Layer) else ready(layer)
     (h, w), (H, W) = layer.solid.shape, ids.shape
@@ -412,6 +589,7 @@ def sprite_layer(kind, colour, pixels, phase, faces_left):
     "`sprite`, ready to be pasted."
     return ready(sprite(kind, colour, pixels, phase, faces_left))
 
+
 @lru_cache(maxsize=256)
 def occluder_layer(kind, height, width, seed):
     "An occluder with details that follow from `seed`, ready to be pasted."
@@ -419,28 +597,30 @@ def occluder_layer(kind, height, width, seed):
 
 # %% ../nbs/01_minivrs.ipynb #471e6ea6
 def drawing_order(
-    things:list, # of `Thing`
-)->list: # indices
+    things: list,  # of `Thing`
+) -> list:  # indices
     "Smaller things come last, so that they are seen."
     return sorted(range(len(things)), key=lambda i: -things[i].extent)
 
 # %% ../nbs/01_minivrs.ipynb #43005d30
 def draw_frame(
-    world:World,
-    background:np.ndarray, # uint8, larger than the frame by a margin for the camera
-    t:int, # number of the frame
-    frame:np.ndarray, # uint8 (H, W, 3), drawn into; H = W
-    ids:np.ndarray, # uint8 (H, W), all 0, drawn into: i + 1 for thing i
-)->list: # whole area of each thing, pixels
+    world: World,
+    background: np.ndarray,  # uint8, larger than the frame by a margin for the camera
+    t: int,  # number of the frame
+    frame: np.ndarray,  # uint8 (H, W, 3), drawn into; H = W
+    ids: np.ndarray,  # uint8 (H, W), all 0, drawn into: i + 1 for thing i
+) -> list:  # whole area of each thing, pixels
     "One frame and its id map; background and occluders are 0."
     size, n_frames = len(frame), len(world.drift)
     margin, (dx, dy) = (len(background) - size) // 2, (round(d * size) for d in world.drift[t])
-    frame[:] = background[margin - dy:margin - dy + size, margin - dx:margin - dx + size]
+    frame[:] = background[margin - dy : margin - dy + size, margin - dx : margin - dx + size]
     areas = [0] * len(world.things)
     for i in drawing_order(world.things):
         th = world.things[i]
         phase = int((th.phase + th.cycle * t / n_frames) * PHASES) % PHASES
-        layer = sprite_layer(th.kind, th.colour, max(round(th.extent * size), 6), phase, th.faces_left)
+        layer = sprite_layer(
+            th.kind, th.colour, max(round(th.extent * size), 6), phase, th.faces_left
+        )
         areas[i] = paste(frame, ids, layer, th.xy[t, 0] * size + dx, th.xy[t, 1] * size + dy, i + 1)
     for oc in world.occluders:
         layer = occluder_layer(oc.kind, round(oc.box[3] * size), round(oc.box[2] * size), oc.seed)
@@ -449,26 +629,31 @@ def draw_frame(
 
 # %% ../nbs/01_minivrs.ipynb #29af3845
 def add_noise(
-    frames:np.ndarray, # uint8 (T, H, W, 3), changed in place
-    rng:np.random.Generator,
+    frames: np.ndarray,  # uint8 (T, H, W, 3), changed in place
+    rng: np.random.Generator,
 ):
     "Camera noise of up to 5 levels, the same sheet shifted for every frame."
     height, width = frames.shape[1:3]
     noise = rng.integers(-5, 6, (height + 16, width, 3), dtype=np.int16)
-    up, down = noise.clip(0).astype(np.uint8), (-noise).clip(0).astype(np.uint8) # sums that stop at 255 and at 0, without a wider type
+    up, down = (
+        noise.clip(0).astype(np.uint8),
+        (-noise).clip(0).astype(np.uint8),
+    )  # sums that stop at 255 and at 0, without a wider type
     room = 255 - up
     for t, frame in enumerate(frames):
         rows = slice(7 * t % 16, 7 * t % 16 + height)
-        np.minimum(frame, room[rows], out=frame); frame += up[rows]
-        np.maximum(frame, down[rows], out=frame); frame -= down[rows]
+        np.minimum(frame, room[rows], out=frame)
+        frame += up[rows]
+        np.maximum(frame, down[rows], out=frame)
+        frame -= down[rows]
 
 # %% ../nbs/01_minivrs.ipynb #64baf706
 def render(
-    world:World,
-    size:int, # height and width, pixels
-)->tuple: # frames uint8 (T, H, W, 3), id maps uint8 (T, H, W), whole areas (n, T) in pixels
+    world: World,
+    size: int,  # height and width, pixels
+) -> tuple:  # frames uint8 (T, H, W, 3), id maps uint8 (T, H, W), whole areas (n, T) in pixels
     "Draw a world."
-    rng, margin = np.random.default_rng(world.seed), max(round(.03 * size), 1)
+    rng, margin = np.random.default_rng(world.seed), max(round(0.03 * size), 1)
     background = draw_scene(world.scene, size + 2 * margin, size + 2 * margin, rng)
     frames = np.empty((len(world.drift), size, size, 3), np.uint8)
     ids = np.zeros(frames.shape[:3], np.uint8)
@@ -479,22 +664,26 @@ def render(
 # %% ../nbs/01_minivrs.ipynb #507a1bb9
 class Record:
     "What a clip's own record says of its `n` things, as arrays; distances in frame widths, y down."
-    def __init__(self,
-        world:World,
-        ids:np.ndarray, # uint8 (T, H, W)
-        full:np.ndarray, # (n, T), whole areas in pixels
+
+    def __init__(
+        self,
+        world: World,
+        ids: np.ndarray,  # uint8 (T, H, W)
+        full: np.ndarray,  # (n, T), whole areas in pixels
     ):
         self.things, self.T, n = world.things, len(ids), len(world.things)
         visible = np.array([[np.count_nonzero(frame == i + 1) for frame in ids] for i in range(n)])
-        self.share = visible / np.maximum(full, 1)             # (n, T), 1: all of it in view
-        self.seen = self.share > .3                            # (n, T)
+        self.share = visible / np.maximum(full, 1)  # (n, T), 1: all of it in view
+        self.seen = self.share > 0.3  # (n, T)
         self.kind, self.colour = [t.kind for t in self.things], [t.colour for t in self.things]
         self.motion, self.size = [t.motion for t in self.things], [t.size for t in self.things]
-        self.xy = np.stack([t.xy for t in self.things])        # (n, T, 2)
-        self.area = np.array([f.max() for f in full], float)   # (n,), pixels
-        self.first = np.where(self.seen.any(1), self.seen.argmax(1), self.T)                       # (n,), T: never seen
-        self.last = np.where(self.seen.any(1), self.T - 1 - self.seen[:, ::-1].argmax(1), -1)      # (n,), -1: never seen
-        self.step = np.linalg.norm(np.diff(self.xy, axis=1), axis=2)                               # (n, T-1)
+        self.xy = np.stack([t.xy for t in self.things])  # (n, T, 2)
+        self.area = np.array([f.max() for f in full], float)  # (n,), pixels
+        self.first = np.where(self.seen.any(1), self.seen.argmax(1), self.T)  # (n,), T: never seen
+        self.last = np.where(
+            self.seen.any(1), self.T - 1 - self.seen[:, ::-1].argmax(1), -1
+        )  # (n,), -1: never seen
+        self.step = np.linalg.norm(np.diff(self.xy, axis=1), axis=2)  # (n, T-1)
 
     def mean_xy(self):
         "Mean place of each thing over the frames it is seen in, (n, 2)."
@@ -513,144 +702,297 @@ class Record:
     def speed(self):
         "Mean speed while seen, (n,), frame widths a clip."
         return self.path() / np.maximum(self.seen[:, 1:].sum(1), 1) * max(self.T - 1, 1)
-    def __repr__(self): return f"Record({len(self.things)} things, {self.T} frames)"
+
+    def __repr__(self):
+        return f"Record({len(self.things)} things, {self.T} frames)"
 
 # %% ../nbs/01_minivrs.ipynb #55290d8b
 def between(
-    x, # numbers
-    no:float, # false up to here
-    yes:float, # true from here on; may be smaller than `no`
-)->np.ndarray: # like x: 1, 0 or NaN
+    x,  # numbers
+    no: float,  # false up to here
+    yes: float,  # true from here on; may be smaller than `no`
+) -> np.ndarray:  # like x: 1, 0 or NaN
     "Truth values of a graded property; NaN (no sentence may depend on it) in between."
     x, sign = np.asarray(x, float), 1 if yes > no else -1
-    return np.where(sign * x >= sign * yes, 1., np.where(sign * x <= sign * no, 0., np.nan))
+    return np.where(sign * x >= sign * yes, 1.0, np.where(sign * x <= sign * no, 0.0, np.nan))
 
 # %% ../nbs/01_minivrs.ipynb #acd858cc
 def stands_out(
-    x:np.ndarray, # (n,), what is compared; -inf: does not take part
-    group:np.ndarray, # (n,), bool
-    margin:float, # by which the best has to lead
-    ratio:bool=False, # the margin is a factor
-)->np.ndarray: # (n,): 1, 0 or NaN
+    x: np.ndarray,  # (n,), what is compared; -inf: does not take part
+    group: np.ndarray,  # (n,), bool
+    margin: float,  # by which the best has to lead
+    ratio: bool = False,  # the margin is a factor
+) -> np.ndarray:  # (n,): 1, 0 or NaN
     "1 for the thing of `group` with the largest `x`, if by a clear margin; NaN where two are close."
     x = np.where(group, x, -np.inf)
-    if group.sum() < 2: return np.full(len(x), np.nan)
+    if group.sum() < 2:
+        return np.full(len(x), np.nan)
     best, second = np.sort(x)[::-1][:2]
     clear = np.isfinite(best) and (best >= second * margin if ratio else best - second >= margin)
-    return (x == best).astype(float) if clear else np.where(group, np.nan, 0.)
+    return (x == best).astype(float) if clear else np.where(group, np.nan, 0.0)
 
 # %% ../nbs/01_minivrs.ipynb #da3e9ff3
 @dataclass(frozen=True)
 class Restrictor:
     "A clause about things: when it is true, and how it is said."
-    family: str              # "place", "motion", "time" or "compare"
-    truth: object            # (record, group [n] bool) -> (n,): 1, 0 or NaN
-    clauses: tuple           # after a noun: "moving to the left"; the last one is for the `phrase` split
-    question: str            # after "which cat": "moves to the left?"
-    whole_group: bool = False # a superlative: exactly one of a group
-    frames: int = 1          # how many frames it takes to see it
-    doubt: object = None     # (record, i) -> bool: true of thing i by the rule, and still disputable
+
+    family: str  # "place", "motion", "time" or "compare"
+    truth: object  # (record, group [n] bool) -> (n,): 1, 0 or NaN
+    clauses: tuple  # after a noun: "moving to the left"; the last one is for the `phrase` split
+    question: str  # after "which cat": "moves to the left?"
+    whole_group: bool = False  # a superlative: exactly one of a group
+    frames: int = 1  # how many frames it takes to see it
+    doubt: object = None  # (record, i) -> bool: true of thing i by the rule, and still disputable
+
 
 RESTRICTORS = {}
 
 # %% ../nbs/01_minivrs.ipynb #5275a545
 def superlative(
-    value, # record -> (n,), the largest wins
-    margin:float, # by which it has to lead
-    ratio:bool=False, # the margin is a factor
-): # (record, group) -> (n,)
+    value,  # record -> (n,), the largest wins
+    margin: float,  # by which it has to lead
+    ratio: bool = False,  # the margin is a factor
+):  # (record, group) -> (n,)
     "The truth of a clause like \"that is the largest\"."
     return lambda r, group: stands_out(value(r), group, margin, ratio)
 
 # %% ../nbs/01_minivrs.ipynb #04bb4117
 RESTRICTORS |= {
-    "left": Restrictor("place", superlative(lambda r: -r.mean_xy()[:, 0], .12),
-                       ("on the left", "furthest to the left", "at the left side"), "is furthest to the left?", True),
-    "right": Restrictor("place", superlative(lambda r: r.mean_xy()[:, 0], .12),
-                        ("on the right", "furthest to the right", "at the right side"), "is furthest to the right?", True),
-    "top": Restrictor("place", superlative(lambda r: -r.mean_xy()[:, 1], .12),
-                      ("at the top", "highest up", "in the upper part"), "is highest up?", True),
-    "bottom": Restrictor("place", superlative(lambda r: r.mean_xy()[:, 1], .12),
-                         ("at the bottom", "lowest down", "in the lower part"), "is lowest down?", True)}
+    "left": Restrictor(
+        "place",
+        superlative(lambda r: -r.mean_xy()[:, 0], 0.12),
+        ("on the left", "furthest to the left", "at the left side"),
+        "is furthest to the left?",
+        True,
+    ),
+    "right": Restrictor(
+        "place",
+        superlative(lambda r: r.mean_xy()[:, 0], 0.12),
+        ("on the right", "furthest to the right", "at the right side"),
+        "is furthest to the right?",
+        True,
+    ),
+    "top": Restrictor(
+        "place",
+        superlative(lambda r: -r.mean_xy()[:, 1], 0.12),
+        ("at the top", "highest up", "in the upper part"),
+        "is highest up?",
+        True,
+    ),
+    "bottom": Restrictor(
+        "place",
+        superlative(lambda r: r.mean_xy()[:, 1], 0.12),
+        ("at the bottom", "lowest down", "in the lower part"),
+        "is lowest down?",
+        True,
+    ),
+}
 
 # %% ../nbs/01_minivrs.ipynb #a4e68fd7
 def moves(
-    axis:int, # 0: x, 1: y
-    sign:int, # -1: to the left or up, 1: to the right or down
-): # (record, group) -> (n,)
+    axis: int,  # 0: x, 1: y
+    sign: int,  # -1: to the left or up, 1: to the right or down
+):  # (record, group) -> (n,)
     "True of things that go one way, false of those that go less than a twentieth of the frame along it."
+
     def truth(r, group):
         d = r.shift()
         along, across = sign * d[:, axis], np.abs(d[:, 1 - axis])
-        return np.where(along <= .05, 0., np.where((along >= .2) & (along > 1.8 * across), 1., np.nan))
+        return np.where(
+            along <= 0.05, 0.0, np.where((along >= 0.2) & (along > 1.8 * across), 1.0, np.nan)
+        )
+
     return truth
 
-def circled(r, i): return r.motion[i] == "circling"
+
+def circled(r, i):
+    return r.motion[i] == "circling"
 
 # %% ../nbs/01_minivrs.ipynb #c8bdbc56
 RESTRICTORS |= {
-    "moves left": Restrictor("motion", moves(0, -1), ("moving to the left", "that goes left", "heading left"), "moves to the left?", frames=2, doubt=circled),
-    "moves right": Restrictor("motion", moves(0, 1), ("moving to the right", "that goes right", "heading right"), "moves to the right?", frames=2, doubt=circled),
-    "moves up": Restrictor("motion", moves(1, -1), ("rising", "that goes up", "on its way up"), "rises?", frames=2, doubt=circled),
-    "moves down": Restrictor("motion", moves(1, 1), ("falling", "that goes down", "on its way down"), "falls?", frames=2, doubt=circled),
-    "still": Restrictor("motion", lambda r, g: between(r.path(), .15, .02),
-                        ("staying still", "that does not move", "resting in one place"), "does not move?", frames=3)}
+    "moves left": Restrictor(
+        "motion",
+        moves(0, -1),
+        ("moving to the left", "that goes left", "heading left"),
+        "moves to the left?",
+        frames=2,
+        doubt=circled,
+    ),
+    "moves right": Restrictor(
+        "motion",
+        moves(0, 1),
+        ("moving to the right", "that goes right", "heading right"),
+        "moves to the right?",
+        frames=2,
+        doubt=circled,
+    ),
+    "moves up": Restrictor(
+        "motion",
+        moves(1, -1),
+        ("rising", "that goes up", "on its way up"),
+        "rises?",
+        frames=2,
+        doubt=circled,
+    ),
+    "moves down": Restrictor(
+        "motion",
+        moves(1, 1),
+        ("falling", "that goes down", "on its way down"),
+        "falls?",
+        frames=2,
+        doubt=circled,
+    ),
+    "still": Restrictor(
+        "motion",
+        lambda r, g: between(r.path(), 0.15, 0.02),
+        ("staying still", "that does not move", "resting in one place"),
+        "does not move?",
+        frames=3,
+    ),
+}
 
 # %% ../nbs/01_minivrs.ipynb #640e9055
 def does(
-    motion:str, # key of `MOTIONS`
-    unsure:tuple=(), # motions of which one could say it, too
-): # (record, group) -> (n,)
+    motion: str,  # key of `MOTIONS`
+    unsure: tuple = (),  # motions of which one could say it, too
+):  # (record, group) -> (n,)
     "True of things with this motion that are seen for at least two fifths of the time."
-    value = {motion: 1.} | dict.fromkeys(unsure, np.nan)
-    return lambda r, group: np.array([value.get(m, 0.) for m in r.motion]) * np.where(r.seen.mean(1) > .4, 1, np.nan)
+    value = {motion: 1.0} | dict.fromkeys(unsure, np.nan)
+    return lambda r, group: (
+        np.array([value.get(m, 0.0) for m in r.motion]) * np.where(r.seen.mean(1) > 0.4, 1, np.nan)
+    )
 
 # %% ../nbs/01_minivrs.ipynb #ce9002e8
 RESTRICTORS |= {
-    "bounces": Restrictor("motion", does("bouncing"), ("bouncing", "that jumps up and down", "hopping on the spot"), "jumps up and down?", frames=8),
-    "circles": Restrictor("motion", does("circling"), ("circling", "that goes round in circles", "turning round and round"), "goes round in circles?", frames=8),
-    "zigzags": Restrictor("motion", does("zigzag"), ("zigzagging", "that moves in a zigzag", "swerving to and fro"), "moves in a zigzag?", frames=8),
-    "speeds up": Restrictor("motion", does("speeding", unsure=("entering", "leaving")),
-                            ("speeding up", "that gets faster and faster", "accelerating"), "speeds up?", frames=6),
-    "stops": Restrictor("motion", does("stopping", unsure=("entering", "parting")),
-                        ("that comes to a stop", "that stops on the way", "that halts halfway"), "comes to a stop?", frames=6)}
+    "bounces": Restrictor(
+        "motion",
+        does("bouncing"),
+        ("bouncing", "that jumps up and down", "hopping on the spot"),
+        "jumps up and down?",
+        frames=8,
+    ),
+    "circles": Restrictor(
+        "motion",
+        does("circling"),
+        ("circling", "that goes round in circles", "turning round and round"),
+        "goes round in circles?",
+        frames=8,
+    ),
+    "zigzags": Restrictor(
+        "motion",
+        does("zigzag"),
+        ("zigzagging", "that moves in a zigzag", "swerving to and fro"),
+        "moves in a zigzag?",
+        frames=8,
+    ),
+    "speeds up": Restrictor(
+        "motion",
+        does("speeding", unsure=("entering", "leaving")),
+        ("speeding up", "that gets faster and faster", "accelerating"),
+        "speeds up?",
+        frames=6,
+    ),
+    "stops": Restrictor(
+        "motion",
+        does("stopping", unsure=("entering", "parting")),
+        ("that comes to a stop", "that stops on the way", "that halts halfway"),
+        "comes to a stop?",
+        frames=6,
+    ),
+}
 
 # %% ../nbs/01_minivrs.ipynb #586dd025
 def hidden(r, group):
     "True of things that are out of view for two frames or more between two appearances."
-    gone = [(share[a:b + 1] < .12).sum() if b > a else 0 for share, a, b in zip(r.share, r.first, r.last)]
+    gone = [
+        (share[a : b + 1] < 0.12).sum() if b > a else 0
+        for share, a, b in zip(r.share, r.first, r.last)
+    ]
     return between(gone, 0, 2)
 
-def leaves_at(r): return np.where(r.last >= r.T - 1, -np.inf, -r.last.astype(float)) # the earliest is the largest
-def enters_at(r): return np.where(r.first > 0, r.first, -np.inf)
-def shows_at_end(r, i): return r.share[i, -1] > .02
-def shows_at_start(r, i): return r.share[i, 0] > .02
+
+def leaves_at(r):
+    return np.where(
+        r.last >= r.T - 1, -np.inf, -r.last.astype(float)
+    )  # the earliest is the largest
+
+
+def enters_at(r):
+    return np.where(r.first > 0, r.first, -np.inf)
+
+
+def shows_at_end(r, i):
+    return r.share[i, -1] > 0.02
+
+
+def shows_at_start(r, i):
+    return r.share[i, 0] > 0.02
 
 # %% ../nbs/01_minivrs.ipynb #deae8084
 RESTRICTORS |= {
-    "enters": Restrictor("time", lambda r, g: between(r.first / r.T, .01, .3),
-                         ("that appears later", "that is not there at the beginning", "that joins in later"), "comes into view later?", frames=4, doubt=shows_at_start),
-    "leaves": Restrictor("time", lambda r, g: between(1 - (r.last + 1) / r.T, .01, .2),
-                         ("that is gone at the end", "that leaves the scene", "that does not stay until the end"), "leaves before the end?", frames=4, doubt=shows_at_end),
-    "hides": Restrictor("time", hidden, ("that is hidden for a while", "that disappears and comes back", "that plays hide and seek"), "is hidden for a while?", frames=4),
-    "leaves first": Restrictor("time", superlative(leaves_at, 2), ("that leaves first", "that is the first to go", "that departs before the others"),
-                               "leaves first?", True, frames=4, doubt=shows_at_end),
-    "enters last": Restrictor("time", superlative(enters_at, 2), ("that comes last", "that is the last to appear", "that arrives after the others"),
-                              "appears last?", True, frames=4, doubt=shows_at_start)}
+    "enters": Restrictor(
+        "time",
+        lambda r, g: between(r.first / r.T, 0.01, 0.3),
+        ("that appears later", "that is not there at the beginning", "that joins in later"),
+        "comes into view later?",
+        frames=4,
+        doubt=shows_at_start,
+    ),
+    "leaves": Restrictor(
+        "time",
+        lambda r, g: between(1 - (r.last + 1) / r.T, 0.01, 0.2),
+        ("that is gone at the end", "that leaves the scene", "that does not stay until the end"),
+        "leaves before the end?",
+        frames=4,
+        doubt=shows_at_end,
+    ),
+    "hides": Restrictor(
+        "time",
+        hidden,
+        (
+            "that is hidden for a while",
+            "that disappears and comes back",
+            "that plays hide and seek",
+        ),
+        "is hidden for a while?",
+        frames=4,
+    ),
+    "leaves first": Restrictor(
+        "time",
+        superlative(leaves_at, 2),
+        ("that leaves first", "that is the first to go", "that departs before the others"),
+        "leaves first?",
+        True,
+        frames=4,
+        doubt=shows_at_end,
+    ),
+    "enters last": Restrictor(
+        "time",
+        superlative(enters_at, 2),
+        ("that comes last", "that is the last to appear", "that arrives after the others"),
+        "appears last?",
+        True,
+        frames=4,
+        doubt=shows_at_start,
+    ),
+}
 
 # %% ../nbs/01_minivrs.ipynb #1cfcce87
 def x_at(
-    t:int, # 0: the first frame, -1: the last
-    sign:int, # -1: leftmost, 1: rightmost
-): # record -> (n,)
+    t: int,  # 0: the first frame, -1: the last
+    sign: int,  # -1: leftmost, 1: rightmost
+):  # record -> (n,)
     "How far to one side things are in one frame; -inf for what is not well in view."
-    return lambda r: np.where(r.share[:, t] > .6, sign * r.xy[:, t, 0], -np.inf)
+    return lambda r: np.where(r.share[:, t] > 0.6, sign * r.xy[:, t, 0], -np.inf)
+
 
 def rival_at(t, sign):
     "Doubt: something that is only partly in view lies further out than thing i."
+
     def doubt(r, i):
-        partly = (r.share[:, t] > .02) & (r.share[:, t] <= .6)
+        partly = (r.share[:, t] > 0.02) & (r.share[:, t] <= 0.6)
         return bool((partly & (sign * r.xy[:, t, 0] > sign * r.xy[i, t, 0])).any())
+
     return doubt
 
 # %% ../nbs/01_minivrs.ipynb #0428a729
@@ -658,263 +1000,435 @@ def still_going(r, group):
     "True of things in view that move at the end, by their mean speed over the last quarter."
     k = max(r.T // 4, 1)
     speed = r.step[:, -k:].sum(1) / k * (r.T - 1)
-    return np.where(r.share[:, -1] < .1, 0., np.where(r.share[:, -1] > .5, between(speed, .06, .2), np.nan))
+    return np.where(
+        r.share[:, -1] < 0.1, 0.0, np.where(r.share[:, -1] > 0.5, between(speed, 0.06, 0.2), np.nan)
+    )
+
 
 def part_at_end(r, group):
     "True of things that were in view at the start and stick out of the frame at the end, but not wholly."
     end, x = r.share[:, -1], r.xy[:, -1, 0]
-    leaving = ((x < .12) | (x > .88)) & (end > .05) & (end < .42) & (r.share[:, 0] > .6)
-    return np.where(leaving, 1., np.where((end > .75) | (end < .01), 0., np.nan))
+    leaving = ((x < 0.12) | (x > 0.88)) & (end > 0.05) & (end < 0.42) & (r.share[:, 0] > 0.6)
+    return np.where(leaving, 1.0, np.where((end > 0.75) | (end < 0.01), 0.0, np.nan))
 
 # %% ../nbs/01_minivrs.ipynb #6a89ce6c
 RESTRICTORS |= {
-    "left at start": Restrictor("time", superlative(x_at(0, -1), .12), ("on the left at the start", "that begins furthest left", "that starts out leftmost"),
-                                "is furthest to the left at the start?", True, frames=2, doubt=rival_at(0, -1)),
-    "right at end": Restrictor("time", superlative(x_at(-1, 1), .12), ("on the right at the end", "that ends up furthest right", "that finishes rightmost"),
-                               "is furthest to the right at the end?", True, frames=2, doubt=rival_at(-1, 1)),
-    "still going": Restrictor("time", still_going, ("still moving at the last moment", "that keeps going until the end", "that never comes to rest"),
-                              "is still moving at the end?", frames=4),
-    "part at end": Restrictor("time", part_at_end, ("of which only the tail shows at the end", "that has almost left at the end", "only partly in view at the end"),
-                              "is only partly in view at the end?", frames=4)}
+    "left at start": Restrictor(
+        "time",
+        superlative(x_at(0, -1), 0.12),
+        ("on the left at the start", "that begins furthest left", "that starts out leftmost"),
+        "is furthest to the left at the start?",
+        True,
+        frames=2,
+        doubt=rival_at(0, -1),
+    ),
+    "right at end": Restrictor(
+        "time",
+        superlative(x_at(-1, 1), 0.12),
+        ("on the right at the end", "that ends up furthest right", "that finishes rightmost"),
+        "is furthest to the right at the end?",
+        True,
+        frames=2,
+        doubt=rival_at(-1, 1),
+    ),
+    "still going": Restrictor(
+        "time",
+        still_going,
+        (
+            "still moving at the last moment",
+            "that keeps going until the end",
+            "that never comes to rest",
+        ),
+        "is still moving at the end?",
+        frames=4,
+    ),
+    "part at end": Restrictor(
+        "time",
+        part_at_end,
+        (
+            "of which only the tail shows at the end",
+            "that has almost left at the end",
+            "only partly in view at the end",
+        ),
+        "is only partly in view at the end?",
+        frames=4,
+    ),
+}
 
 # %% ../nbs/01_minivrs.ipynb #c224cdb0
 RESTRICTORS |= {
-    "fastest": Restrictor("compare", superlative(lambda r: r.speed(), 1.4, True),
-                          ("that moves fastest", "with the highest speed", "quicker than all others"), "is the fastest?", True, frames=3),
-    "farthest": Restrictor("compare", superlative(lambda r: r.path(), 1.4, True),
-                           ("that travels farthest", "that covers the most ground", "with the longest way"), "travels farthest?", True, frames=3),
-    "largest": Restrictor("compare", superlative(lambda r: r.area, 1.5, True),
-                          ("that is the largest", "bigger than all others", "taking up the most room"), "is the largest?", True),
-    "smallest": Restrictor("compare", superlative(lambda r: -np.log(r.area), .4),
-                           ("that is the smallest", "smaller than all others", "taking up the least room"), "is the smallest?", True)}
+    "fastest": Restrictor(
+        "compare",
+        superlative(lambda r: r.speed(), 1.4, True),
+        ("that moves fastest", "with the highest speed", "quicker than all others"),
+        "is the fastest?",
+        True,
+        frames=3,
+    ),
+    "farthest": Restrictor(
+        "compare",
+        superlative(lambda r: r.path(), 1.4, True),
+        ("that travels farthest", "that covers the most ground", "with the longest way"),
+        "travels farthest?",
+        True,
+        frames=3,
+    ),
+    "largest": Restrictor(
+        "compare",
+        superlative(lambda r: r.area, 1.5, True),
+        ("that is the largest", "bigger than all others", "taking up the most room"),
+        "is the largest?",
+        True,
+    ),
+    "smallest": Restrictor(
+        "compare",
+        superlative(lambda r: -np.log(r.area), 0.4),
+        ("that is the smallest", "smaller than all others", "taking up the least room"),
+        "is the smallest?",
+        True,
+    ),
+}
 
 # %% ../nbs/01_minivrs.ipynb #4f9f4e6a
 @dataclass(frozen=True)
 class Noun:
     "A noun phrase and the things it names."
-    text: str                # "red cat"
-    plural: str              # "red cats"
-    group: np.ndarray = field(repr=False) # (n,), bool
-    form: str = ""           # "kind", "colour kind", "size kind", "colour", "class" or "thing"
+
+    text: str  # "red cat"
+    plural: str  # "red cats"
+    group: np.ndarray = field(repr=False)  # (n,), bool
+    form: str = ""  # "kind", "colour kind", "size kind", "colour", "class" or "thing"
 
 # %% ../nbs/01_minivrs.ipynb #e18e0804
 def has(
-    record:Record,
-    kind:str|None=None, # None: any
-    colour:str|None=None,
-    size:str|None=None,
-)->np.ndarray: # (n,), bool
+    record: Record,
+    kind: str | None = None,  # None: any
+    colour: str | None = None,
+    size: str | None = None,
+) -> np.ndarray:  # (n,), bool
     "Which things have all of these."
-    return np.array([(kind is None or k == kind) and (colour is None or c == colour) and (size is None or s == size)
-                     for k, c, s in zip(record.kind, record.colour, record.size)])
+    return np.array(
+        [
+            (kind is None or k == kind)
+            and (colour is None or c == colour)
+            and (size is None or s == size)
+            for k, c, s in zip(record.kind, record.colour, record.size)
+        ]
+    )
 
 # %% ../nbs/01_minivrs.ipynb #9386d153
 def make_noun(
-    record:Record,
-    form:str, # "kind", "colour kind", "size kind", "colour", "class" or "thing"
-    kind:str, # the words to use, as far as the form needs them
-    colour:str,
-    size:str,
-)->Noun:
+    record: Record,
+    form: str,  # "kind", "colour kind", "size kind", "colour", "class" or "thing"
+    kind: str,  # the words to use, as far as the form needs them
+    colour: str,
+    size: str,
+) -> Noun:
     "A noun phrase of a form; \"thing\" for the class of a kind that has none."
     plural = KINDS[kind].plural
-    if form == "kind": return Noun(kind, plural, has(record, kind), form)
-    if form == "colour kind": return Noun(f"{colour} {kind}", f"{colour} {plural}", has(record, kind, colour), form)
-    if form == "size kind": return Noun(f"{size} {kind}", f"{size} {plural}", has(record, kind, None, size), form)
-    if form == "colour": return Noun(f"{colour} thing", f"{colour} things", has(record, None, colour), form)
+    if form == "kind":
+        return Noun(kind, plural, has(record, kind), form)
+    if form == "colour kind":
+        return Noun(f"{colour} {kind}", f"{colour} {plural}", has(record, kind, colour), form)
+    if form == "size kind":
+        return Noun(f"{size} {kind}", f"{size} {plural}", has(record, kind, None, size), form)
+    if form == "colour":
+        return Noun(f"{colour} thing", f"{colour} things", has(record, None, colour), form)
     if form == "class" and KINDS[kind].classes:
         name = KINDS[kind].classes[0]
-        return Noun(name, CLASSES[name], np.array([name in KINDS[k].classes for k in record.kind]), form)
+        return Noun(
+            name, CLASSES[name], np.array([name in KINDS[k].classes for k in record.kind]), form
+        )
     return Noun("thing", "things", np.ones(len(record.things), bool), "thing")
 
 # %% ../nbs/01_minivrs.ipynb #ff165d02
 NOUN_FORMS = {
-    "look": {"kind": .3, "colour kind": .4, "size kind": .1, "colour": .2},
-    "place": {"kind": .4, "colour kind": .25, "thing": .2, "colour": .15},
-    "motion": {"kind": .4, "colour kind": .15, "thing": .3, "colour": .15},
-    "time": {"kind": .35, "colour kind": .15, "thing": .3, "class": .2},
-    "compare": {"kind": .35, "colour": .15, "thing": .3, "class": .2},
-    "several": {"kind": .4, "colour": .3, "class": .3},
+    "look": {"kind": 0.3, "colour kind": 0.4, "size kind": 0.1, "colour": 0.2},
+    "place": {"kind": 0.4, "colour kind": 0.25, "thing": 0.2, "colour": 0.15},
+    "motion": {"kind": 0.4, "colour kind": 0.15, "thing": 0.3, "colour": 0.15},
+    "time": {"kind": 0.35, "colour kind": 0.15, "thing": 0.3, "class": 0.2},
+    "compare": {"kind": 0.35, "colour": 0.15, "thing": 0.3, "class": 0.2},
+    "several": {"kind": 0.4, "colour": 0.3, "class": 0.3},
 }
-LOOKS = ("the {0}", "show the {0}", "find the {0}", "where is the {0}?", "please point out the {0}")   # {0}: noun
-ALL_LOOKS = ("all the {1}", "every {0}", "each {0} in the video", "all {1} that can be seen")           # {1}: its plural
+LOOKS = (
+    "the {0}",
+    "show the {0}",
+    "find the {0}",
+    "where is the {0}?",
+    "please point out the {0}",
+)  # {0}: noun
+ALL_LOOKS = (
+    "all the {1}",
+    "every {0}",
+    "each {0} in the video",
+    "all {1} that can be seen",
+)  # {1}: its plural
 
 # %% ../nbs/01_minivrs.ipynb #532d7ffe
 @dataclass(frozen=True)
 class Expression:
     "A sentence about a clip."
+
     text: str
-    type_id: int             # 0 referring, 1 reasoning, 2 nothing of the kind is there
-    targets: tuple = ()      # indices of things
-    family: str = ""         # look, place, motion, sense, time, compare, several, absent
-    template: str = ""       # noun form, fact or restrictor
+    type_id: int  # 0 referring, 1 reasoning, 2 nothing of the kind is there
+    targets: tuple = ()  # indices of things
+    family: str = ""  # look, place, motion, sense, time, compare, several, absent
+    template: str = ""  # noun form, fact or restrictor
 
 # %% ../nbs/01_minivrs.ipynb #17385fab
 def wording(
-    rng:np.random.Generator,
-    wordings:tuple, # the last is held out
-    split:str,
-)->str:
+    rng: np.random.Generator,
+    wordings: tuple,  # the last is held out
+    split: str,
+) -> str:
     "One of several wordings: always the last in the `phrase` split, never the last in any other."
     return wordings[-1] if split == "phrase" else wordings[rng.integers(len(wordings) - 1)]
 
+
 def pick(
-    rng:np.random.Generator,
-    weights:dict, # key -> weight
-)->str: # a key
+    rng: np.random.Generator,
+    weights: dict,  # key -> weight
+) -> str:  # a key
     "A weighted choice."
     p = np.array(list(weights.values()))
     return str(rng.choice(list(weights), p=p / p.sum()))
 
 # %% ../nbs/01_minivrs.ipynb #196e318d
 def random_noun(
-    record:Record,
-    rng:np.random.Generator,
-    family:str, # key of `NOUN_FORMS`
-    absent:bool=False, # exchange kind and colour for others
-    split:str="train",
-)->Noun:
+    record: Record,
+    rng: np.random.Generator,
+    family: str,  # key of `NOUN_FORMS`
+    absent: bool = False,  # exchange kind and colour for others
+    split: str = "train",
+) -> Noun:
     "A noun phrase about a random thing of the clip, or (`absent`) about something that may not be there."
     i = rng.integers(len(record.things))
     kind, colour, size = record.kind[i], record.colour[i], record.size[i]
-    if absent and rng.random() < .7: kind = list(KINDS)[rng.integers(len(KINDS))]
-    if absent and rng.random() < .5: colour = list(COLOURS)[rng.integers(len(COLOURS))]
-    if absent and split != "compose" and held_out(kind, colour): colour = record.colour[i]
+    if absent and rng.random() < 0.7:
+        kind = list(KINDS)[rng.integers(len(KINDS))]
+    if absent and rng.random() < 0.5:
+        colour = list(COLOURS)[rng.integers(len(COLOURS))]
+    if absent and split != "compose" and held_out(kind, colour):
+        colour = record.colour[i]
     return make_noun(record, pick(rng, NOUN_FORMS[family]), kind, colour, size)
 
 # %% ../nbs/01_minivrs.ipynb #2398aef3
-def look_sentence(record, rng, split, absent): # -> (text, truth (n,), template)
+def look_sentence(record, rng, split, absent):  # -> (text, truth (n,), template)
     "\"show the red cat\""
     noun = random_noun(record, rng, "look", absent, split)
     return wording(rng, LOOKS, split).format(noun.text), noun.group.astype(float), noun.form
 
 # %% ../nbs/01_minivrs.ipynb #0e2ea706
-DOUBTFUL = {"string": {"ball"}, "wind": {"balloon"}, "water": {"fish", "cup"}, "swims": {"sailboat", "dog"}, "pops": {"ball"}, "kick": {"balloon"}, "nest": {"fish"}}
+DOUBTFUL = {
+    "string": {"ball"},
+    "wind": {"balloon"},
+    "water": {"fish", "cup"},
+    "swims": {"sailboat", "dog"},
+    "pops": {"ball"},
+    "kick": {"balloon"},
+    "nest": {"fish"},
+}
 
-def sense_sentence(record, rng, split, absent): # -> (text, truth (n,), template) or None
+
+def sense_sentence(record, rng, split, absent):  # -> (text, truth (n,), template) or None
     "\"what lights up a room?\""
     known = [f for k in record.kind for f in KINDS[k].facts]
     fact = list(FACTS)[rng.integers(len(FACTS))] if absent else known[rng.integers(len(known))]
-    if absent and DOUBTFUL.get(fact, set()) & set(record.kind): return None
-    return wording(rng, FACTS[fact], split), np.array([float(fact in KINDS[k].facts) for k in record.kind]), fact
+    if absent and DOUBTFUL.get(fact, set()) & set(record.kind):
+        return None
+    return (
+        wording(rng, FACTS[fact], split),
+        np.array([float(fact in KINDS[k].facts) for k in record.kind]),
+        fact,
+    )
 
 # %% ../nbs/01_minivrs.ipynb #79d46dda
 def restricted_sentence(
-    family:str, # "place", "motion", "time" or "compare"
-): # a function like `look_sentence`
+    family: str,  # "place", "motion", "time" or "compare"
+):  # a function like `look_sentence`
     "\"which cat moves to the left?\""
+
     def make(record, rng, split, absent):
         names = [k for k, r in RESTRICTORS.items() if r.family == family]
         name = names[rng.integers(len(names))]
         noun, clause = random_noun(record, rng, family, absent, split), RESTRICTORS[name]
-        if absent and clause.whole_group or noun.group.sum() < 1 and not absent: return None
-        words = clause.clauses[1:] if name == "part at end" and "cat" not in noun.text else clause.clauses # only cats have the tail
-        truth = np.where(noun.group, clause.truth(record, noun.group), 0.)
-        if rng.random() < .3 and split != "phrase": text = f"which {noun.text} {clause.question}"
-        else: text = f"the {noun.text} {wording(rng, words, split)}"
+        if absent and clause.whole_group or noun.group.sum() < 1 and not absent:
+            return None
+        words = (
+            clause.clauses[1:]
+            if name == "part at end" and "cat" not in noun.text
+            else clause.clauses
+        )  # only cats have the tail
+        truth = np.where(noun.group, clause.truth(record, noun.group), 0.0)
+        if rng.random() < 0.3 and split != "phrase":
+            text = f"which {noun.text} {clause.question}"
+        else:
+            text = f"the {noun.text} {wording(rng, words, split)}"
         flies = noun.form.endswith("kind") and "flies" in KINDS[noun.text.split()[-1]].facts
         return text.replace("still moving", "still flying") if flies else text, truth, name
+
     return make
 
 # %% ../nbs/01_minivrs.ipynb #631cac76
-def several_sentence(record, rng, split, absent): # -> (text, truth (n,), template)
+def several_sentence(record, rng, split, absent):  # -> (text, truth (n,), template)
     "\"all the red cars\", \"every car that stops on the way\""
-    if rng.random() < .6:
+    if rng.random() < 0.6:
         noun = random_noun(record, rng, "several")
-        return wording(rng, ALL_LOOKS, split).format(noun.text, noun.plural), noun.group.astype(float), "all " + noun.form
+        return (
+            wording(rng, ALL_LOOKS, split).format(noun.text, noun.plural),
+            noun.group.astype(float),
+            "all " + noun.form,
+        )
     names = [k for k, r in RESTRICTORS.items() if not r.whole_group and k != "part at end"]
     name = names[rng.integers(len(names))]
     noun, clause = random_noun(record, rng, "several"), RESTRICTORS[name]
-    return f"every {noun.text} {wording(rng, clause.clauses, split)}", np.where(noun.group, clause.truth(record, noun.group), 0.), "all " + name
+    return (
+        f"every {noun.text} {wording(rng, clause.clauses, split)}",
+        np.where(noun.group, clause.truth(record, noun.group), 0.0),
+        "all " + name,
+    )
 
 # %% ../nbs/01_minivrs.ipynb #5d66feac
-FAMILIES = {"look": (0, look_sentence), "place": (0, restricted_sentence("place")), "motion": (0, restricted_sentence("motion")),
-            "sense": (1, sense_sentence), "time": (1, restricted_sentence("time")), "compare": (1, restricted_sentence("compare")), "several": (1, several_sentence)}
-FAMILY_WEIGHTS = {"look": .18, "place": .12, "motion": .17, "sense": .13, "time": .14, "compare": .07, "several": .07, "absent": .12}
+FAMILIES = {
+    "look": (0, look_sentence),
+    "place": (0, restricted_sentence("place")),
+    "motion": (0, restricted_sentence("motion")),
+    "sense": (1, sense_sentence),
+    "time": (1, restricted_sentence("time")),
+    "compare": (1, restricted_sentence("compare")),
+    "several": (1, several_sentence),
+}
+FAMILY_WEIGHTS = {
+    "look": 0.18,
+    "place": 0.12,
+    "motion": 0.17,
+    "sense": 0.13,
+    "time": 0.14,
+    "compare": 0.07,
+    "several": 0.07,
+    "absent": 0.12,
+}
+
 
 def try_expression(
-    record:Record,
-    rng:np.random.Generator,
-    family:str, # key of `FAMILY_WEIGHTS`
-    split:str="train",
-)->Expression|None: # `None` where the record leaves a doubt, or the number of targets is not the family's
+    record: Record,
+    rng: np.random.Generator,
+    family: str,  # key of `FAMILY_WEIGHTS`
+    split: str = "train",
+) -> (
+    Expression | None
+):  # `None` where the record leaves a doubt, or the number of targets is not the family's
     "One random sentence of a family, if the record leaves no doubt about what it means."
     absent = family == "absent"
-    type_id, make = FAMILIES[("look", "sense", "motion", "time")[rng.choice(4, p=[.5, .25, .15, .1])] if absent else family]
+    type_id, make = FAMILIES[
+        ("look", "sense", "motion", "time")[rng.choice(4, p=[0.5, 0.25, 0.15, 0.1])]
+        if absent
+        else family
+    ]
     made = make(record, rng, split, absent)
-    if made is None or np.isnan(made[1]).any(): return None
+    if made is None or np.isnan(made[1]).any():
+        return None
     text, truth, template = made
     targets = tuple(int(i) for i in np.flatnonzero(truth))
-    wanted = len(targets) == 0 if absent else len(targets) > 1 if family == "several" else len(targets) == 1
-    if not wanted or any(record.seen[i].sum() < 2 and record.T > 2 for i in targets): return None
+    wanted = (
+        len(targets) == 0
+        if absent
+        else len(targets) > 1
+        if family == "several"
+        else len(targets) == 1
+    )
+    if not wanted or any(record.seen[i].sum() < 2 and record.T > 2 for i in targets):
+        return None
     return Expression(text, 2 if absent else type_id, targets, family, template)
 
 # %% ../nbs/01_minivrs.ipynb #1a25e9f1
 def names_held_out(
-    text:str, # of a sentence
-)->bool:
+    text: str,  # of a sentence
+) -> bool:
     "Whether a sentence names a colour and a kind that only the `compose` split may show together."
     kinds = {word: k.name for k in KINDS.values() for word in (k.name, k.plural)}
     words = text.rstrip("?").split()
-    return any(a in COLOURS and b in kinds and held_out(kinds[b], a) for a, b in zip(words, words[1:]))
+    return any(
+        a in COLOURS and b in kinds and held_out(kinds[b], a) for a, b in zip(words, words[1:])
+    )
 
-def disputable(
-    e:Expression,
-    record:Record,
-    split:str,
-)->bool:
+
+def disputable(e: Expression, record: Record, split: str) -> bool:
     "Whether one could quarrel about a sentence: too few frames to see it, a target in doubt, or words in the wrong split."
     rule = RESTRICTORS.get(e.template.removeprefix("all "))
-    if rule and (record.T < rule.frames or rule.doubt and any(rule.doubt(record, i) for i in e.targets)): return True
-    if rule and split == "phrase" and rule.clauses[-1] in rule.question: return True # nothing new: trained as a question
-    return not all(record.seen[i].any() for i in e.targets) or split != "compose" and names_held_out(e.text)
+    if rule and (
+        record.T < rule.frames or rule.doubt and any(rule.doubt(record, i) for i in e.targets)
+    ):
+        return True
+    if rule and split == "phrase" and rule.clauses[-1] in rule.question:
+        return True  # nothing new: trained as a question
+    return (
+        not all(record.seen[i].any() for i in e.targets)
+        or split != "compose"
+        and names_held_out(e.text)
+    )
 
 # %% ../nbs/01_minivrs.ipynb #df2073e7
 def draw_expressions(
-    record:Record,
-    rng:np.random.Generator,
-    n:int=8, # at most so many
-    split:str="train",
-    weights:dict=FAMILY_WEIGHTS, # family -> weight
-)->list: # of `Expression`
+    record: Record,
+    rng: np.random.Generator,
+    n: int = 8,  # at most so many
+    split: str = "train",
+    weights: dict = FAMILY_WEIGHTS,  # family -> weight
+) -> list:  # of `Expression`
     "Up to `n` different sentences about a clip, none of them in doubt."
     found, families, p = {}, list(weights), np.array(list(weights.values())) / sum(weights.values())
-    def fits(e): return split != "compose" or not e.targets or any(held_out(record.kind[i], record.colour[i]) for i in e.targets)
+
+    def fits(e):
+        return (
+            split != "compose"
+            or not e.targets
+            or any(held_out(record.kind[i], record.colour[i]) for i in e.targets)
+        )
+
     for family in rng.choice(families, size=4 * n, p=p):
         tries = (try_expression(record, rng, str(family), split) for _ in range(6))
         e = next((e for e in tries if e and e.text not in found and fits(e)), None)
-        if e: found[e.text] = e
-        if len(found) == n: break
+        if e:
+            found[e.text] = e
+        if len(found) == n:
+            break
     return [e for e in found.values() if not disputable(e, record, split)]
 
 # %% ../nbs/01_minivrs.ipynb #3563742c
 @dataclass(repr=False)
 class Clip:
     "A rendered clip with its masks and sentences."
-    frames: np.ndarray       # uint8 (T, H, W, 3)
-    ids: np.ndarray          # uint8 (T, H, W): 0 background, i + 1 thing i
+
+    frames: np.ndarray  # uint8 (T, H, W, 3)
+    ids: np.ndarray  # uint8 (T, H, W): 0 background, i + 1 thing i
     record: Record
     world: World
-    expressions: list        # of `Expression`
+    expressions: list  # of `Expression`
     name: str = "clip"
-    fps: float = 8.
+    fps: float = 8.0
 
-    def masks(self,
-        expression:Expression, # of this clip
-    )->np.ndarray: # bool (T, H, W)
+    def masks(
+        self,
+        expression: Expression,  # of this clip
+    ) -> np.ndarray:  # bool (T, H, W)
         "What is visible of a sentence's targets."
         wanted = np.zeros(256, bool)
         wanted[[i + 1 for i in expression.targets]] = True
         return wanted[self.ids]
+
     @property
-    def foreground(self)->np.ndarray: # bool (T, H, W)
+    def foreground(self) -> np.ndarray:  # bool (T, H, W)
         "What is visible of all things."
         return self.ids > 0
-    def save(self,
-        path:str|Path, # .mp4 or .gif
-    )->Path:
+
+    def save(
+        self,
+        path: str | Path,  # .mp4 or .gif
+    ) -> Path:
         "Write the frames as a video. `VRSError` where that is not possible."
         return write_video(path, self.frames, fps=self.fps)
+
     def __repr__(self):
         t, h, w = self.ids.shape
         return f"Clip {self.name}: {t} frames of {w}x{h}, {self.world.scene}, {len(self.world.things)} things, {len(self.expressions)} expressions"
@@ -922,11 +1436,12 @@ class Clip:
 # %% ../nbs/01_minivrs.ipynb #f4bac64d
 SPLITS = {"train": 0, "val": 1, "compose": 2, "phrase": 3, "long": 4}
 
+
 def check_number(
-    name:str, # for the error
-    value:int,
-    least:int,
-)->int:
+    name: str,  # for the error
+    value: int,
+    least: int,
+) -> int:
     "A whole number of at least `least`; anything else is a `VRSError`."
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
         raise VRSError(f"{name} must be a whole number of at least {least}, not {value!r}")
@@ -934,125 +1449,190 @@ def check_number(
 
 # %% ../nbs/01_minivrs.ipynb #e10835b4
 def make_clip(
-    split:str, # key of `SPLITS`
-    seed:int, # at least 0
-    index:int, # number of the clip, at least 0
-    size:int=256, # height and width, at least 16 pixels
-    n_frames:int=16,
-    n_expressions:int=8, # at most so many
-)->Clip:
+    split: str,  # key of `SPLITS`
+    seed: int,  # at least 0
+    index: int,  # number of the clip, at least 0
+    size: int = 256,  # height and width, at least 16 pixels
+    n_frames: int = 16,
+    n_expressions: int = 8,  # at most so many
+) -> Clip:
     "A clip: the same for the same arguments, and another one for any other. `VRSError` for an argument that makes no sense."
-    if split not in SPLITS: raise unknown("split", split, SPLITS)
-    for name, value, least in (("seed", seed, 0), ("index", index, 0), ("size", size, 16), ("n_frames", n_frames, 1), ("n_expressions", n_expressions, 0)):
+    if split not in SPLITS:
+        raise unknown("split", split, SPLITS)
+    for name, value, least in (
+        ("seed", seed, 0),
+        ("index", index, 0),
+        ("size", size, 16),
+        ("n_frames", n_frames, 1),
+        ("n_expressions", n_expressions, 0),
+    ):
         check_number(name, value, least)
     rng = np.random.default_rng([SPLITS[split], seed, index])
     world = make_world(rng, n_frames, split)
     frames, ids, full = render(world, size)
     record = Record(world, ids, full)
-    return Clip(frames, ids, record, world, draw_expressions(record, rng, n_expressions, split), f"{split}_{seed}_{index:05d}")
+    return Clip(
+        frames,
+        ids,
+        record,
+        world,
+        draw_expressions(record, rng, n_expressions, split),
+        f"{split}_{seed}_{index:05d}",
+    )
 
 # %% ../nbs/01_minivrs.ipynb #1355e4c7
 class MiniVRS:
     "An endless procedural dataset: `data[i]` is a `Clip`, the same for the same seed."
-    def __init__(self,
-        split:str="val", # "train", "val", "compose", "phrase" or "long"
-        n:int=100, # how many clips
-        seed:int=0,
-        size:int=256, # height and width, pixels
-        n_frames:int|None=None, # None: 16, in the split `long` 48
-        n_expressions:int=8, # a clip, at most
+
+    def __init__(
+        self,
+        split: str = "val",  # "train", "val", "compose", "phrase" or "long"
+        n: int = 100,  # how many clips
+        seed: int = 0,
+        size: int = 256,  # height and width, pixels
+        n_frames: int | None = None,  # None: 16, in the split `long` 48
+        n_expressions: int = 8,  # a clip, at most
     ):
-        if split not in SPLITS: raise unknown("split", split, SPLITS)
-        if n_frames is None: n_frames = 48 if split == "long" else 16
-        self.split, self.n, self.seed = split, check_number("n", n, 0), check_number("seed", seed, 0)
-        self.size, self.n_frames = check_number("size", size, 16), check_number("n_frames", n_frames, 1)
+        if split not in SPLITS:
+            raise unknown("split", split, SPLITS)
+        if n_frames is None:
+            n_frames = 48 if split == "long" else 16
+        self.split, self.n, self.seed = (
+            split,
+            check_number("n", n, 0),
+            check_number("seed", seed, 0),
+        )
+        self.size, self.n_frames = (
+            check_number("size", size, 16),
+            check_number("n_frames", n_frames, 1),
+        )
         self.n_expressions = check_number("n_expressions", n_expressions, 0)
-    def __len__(self): return self.n
+
+    def __len__(self):
+        return self.n
+
     def __getitem__(self, i):
-        if isinstance(i, slice): return [self[k] for k in range(*i.indices(self.n))]
-        if not -self.n <= i < self.n: raise IndexError(f"clip {i} of {self.n}: give a number from {-self.n} to {self.n - 1}")
-        return make_clip(self.split, self.seed, int(i) % self.n, self.size, self.n_frames, self.n_expressions)
-    def save(self,
-        folder:str|Path, # new or empty
-        progress:bool=True, # show a bar
-    )->Path: # the folder
+        if isinstance(i, slice):
+            return [self[k] for k in range(*i.indices(self.n))]
+        if not -self.n <= i < self.n:
+            raise IndexError(f"clip {i} of {self.n}: give a number from {-self.n} to {self.n - 1}")
+        return make_clip(
+            self.split, self.seed, int(i) % self.n, self.size, self.n_frames, self.n_expressions
+        )
+
+    def save(
+        self,
+        folder: str | Path,  # new or empty
+        progress: bool = True,  # show a bar
+    ) -> Path:  # the folder
         "Write all clips as a ReVOS folder with mp4 files: see `write_revos`."
         return write_revos(self, folder, "train" if self.split == "train" else "valid", progress)
-    def __repr__(self): return f"MiniVRS(split={self.split!r}, n={self.n}, seed={self.seed}, size={self.size}, n_frames={self.n_frames})"
+
+    def __repr__(self):
+        return f"MiniVRS(split={self.split!r}, n={self.n}, seed={self.seed}, size={self.size}, n_frames={self.n_frames})"
 
 # %% ../nbs/01_minivrs.ipynb #a9300fb9
 def encode_mask(
-    mask:np.ndarray, # bool (H, W)
-)->dict|None: # {"size": [H, W], "counts": text}; None for an empty mask
+    mask: np.ndarray,  # bool (H, W)
+) -> dict | None:  # {"size": [H, W], "counts": text}; None for an empty mask
     "A mask as COCO run-length code, fit for JSON."
-    if not mask.any(): return None
+    if not mask.any():
+        return None
     code = coco.encode(np.asfortranarray(mask, np.uint8))
     return {"size": [int(n) for n in code["size"]], "counts": code["counts"].decode()}
 
+
 def decode_mask(
-    code:dict, # of `encode_mask`, not None
-)->np.ndarray: # bool (H, W)
+    code: dict,  # of `encode_mask`, not None
+) -> np.ndarray:  # bool (H, W)
     "A mask from its run-length code."
     return coco.decode({**code, "counts": code["counts"].encode()}).astype(bool)
 
 # %% ../nbs/01_minivrs.ipynb #872b906b
 def clip_masks(
-    clip:Clip,
-)->tuple: # a list of codes for each thing; {"masks_rle": codes, "foreground_ratio": shares} of all things together
+    clip: Clip,
+) -> tuple:  # a list of codes for each thing; {"masks_rle": codes, "foreground_ratio": shares} of all things together
     "The masks of a clip as a ReVOS folder holds them."
     things = [[encode_mask(m) for m in clip.ids == i + 1] for i in range(len(clip.world.things))]
-    return things, {"masks_rle": [encode_mask(m) for m in clip.foreground], "foreground_ratio": clip.foreground.mean((1, 2)).tolist()}
+    return things, {
+        "masks_rle": [encode_mask(m) for m in clip.foreground],
+        "foreground_ratio": clip.foreground.mean((1, 2)).tolist(),
+    }
+
 
 def clip_meta(
-    clip:Clip,
-    vid_id:int, # number of the video
-    first:int, # number of its first object
-)->dict:
+    clip: Clip,
+    vid_id: int,  # number of the video
+    first: int,  # number of its first object
+) -> dict:
     "A clip's entry in `meta_expressions`."
-    expressions = {str(k): {"exp": e.text, "obj_id": list(e.targets), "anno_id": [first + i for i in e.targets], "type_id": e.type_id, "family": e.family}
-                   for k, e in enumerate(clip.expressions)}
+    expressions = {
+        str(k): {
+            "exp": e.text,
+            "obj_id": list(e.targets),
+            "anno_id": [first + i for i in e.targets],
+            "type_id": e.type_id,
+            "family": e.family,
+        }
+        for k, e in enumerate(clip.expressions)
+    }
     t, h, w = clip.ids.shape
-    return {"frames": [f"{i:05d}" for i in range(t)], "height": h, "width": w, "vid_id": vid_id, "expressions": expressions}
+    return {
+        "frames": [f"{i:05d}" for i in range(t)],
+        "height": h,
+        "width": w,
+        "vid_id": vid_id,
+        "expressions": expressions,
+    }
 
 # %% ../nbs/01_minivrs.ipynb #8f8a6dc6
 def write_clip(
-    clip:Clip,
-    folder:Path, # of the dataset
+    clip: Clip,
+    folder: Path,  # of the dataset
 ):
     "A clip's frames as JPEG files, and as one mp4."
     frames = folder / "JPEGImages" / clip.name
     frames.mkdir(parents=True)
-    for i, frame in enumerate(clip.frames): Image.fromarray(frame).save(frames / f"{i:05d}.jpg", quality=95)
+    for i, frame in enumerate(clip.frames):
+        Image.fromarray(frame).save(frames / f"{i:05d}.jpg", quality=95)
     (folder / "videos").mkdir(exist_ok=True)
     clip.save(folder / "videos" / f"{clip.name}.mp4")
 
-def free_folder(
-    folder:str|Path,
-)->Path:
+
+def free_folder(folder: str | Path) -> Path:
     "The folder, if it is not there yet or empty; a `VRSError` otherwise."
     path = Path(folder).expanduser()
-    if path.is_file(): raise VRSError(f"{path} is a file: give the name of a new folder")
-    if path.is_dir() and any(path.iterdir()): raise VRSError(f"the folder {path} is not empty: give a new one, or empty it first")
+    if path.is_file():
+        raise VRSError(f"{path} is a file: give the name of a new folder")
+    if path.is_dir() and any(path.iterdir()):
+        raise VRSError(f"the folder {path} is not empty: give a new one, or empty it first")
     return path
 
 # %% ../nbs/01_minivrs.ipynb #dccb2653
 def write_revos(
-    data, # `MiniVRS`, or any iterable of `Clip`s with different names
-    folder:str|Path, # new or empty
-    part:str="valid", # "train" or "valid", for the name of the file with the sentences
-    progress:bool=True, # show a bar
-)->Path: # the folder
+    data,  # `MiniVRS`, or any iterable of `Clip`s with different names
+    folder: str | Path,  # new or empty
+    part: str = "valid",  # "train" or "valid", for the name of the file with the sentences
+    progress: bool = True,  # show a bar
+) -> Path:  # the folder
     "Write clips in the format of ReVOS, and as mp4. `VRSError`, and nothing left behind, where that fails."
     from tqdm import tqdm
+
     folder, videos, masks, foreground = free_folder(folder), {}, {}, {}
     with atomic_path(folder) as aside:
         for clip in tqdm(data, desc=folder.name, unit="clip", disable=not progress):
-            if clip.name in videos: raise VRSError(f"two clips are called {clip.name}: give each its own name")
+            if clip.name in videos:
+                raise VRSError(f"two clips are called {clip.name}: give each its own name")
             videos[clip.name] = clip_meta(clip, len(videos), len(masks))
             write_clip(clip, aside)
             codes, foreground[clip.name] = clip_masks(clip)
             masks |= {str(len(masks) + i): code for i, code in enumerate(codes)}
-        if not videos: raise VRSError("there are no clips to write: give at least one")
-        for name, content in ((f"meta_expressions_{part}_", {"videos": videos}), ("mask_dict", masks), ("mask_dict_foreground", foreground)):
+        if not videos:
+            raise VRSError("there are no clips to write: give at least one")
+        for name, content in (
+            (f"meta_expressions_{part}_", {"videos": videos}),
+            ("mask_dict", masks),
+            ("mask_dict_foreground", foreground),
+        ):
             (aside / f"{name}.json").write_text(json.dumps(content))
     return folder

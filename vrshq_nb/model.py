@@ -9,7 +9,8 @@ __all__ = ['find_weights', 'find_device', 'ModelParts', 'own_state', 'weight_pro
            'check_options', 'VRSHQ', 'to_rle', 'save_segmentation', 'load_masks']
 
 # %% ../nbs/14_model.ipynb #793149aa
-import json, time
+import json
+import time
 from collections.abc import Iterable
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -29,7 +30,14 @@ from transformers import PreTrainedTokenizerFast
 # %% ../nbs/14_model.ipynb #babe7621
 from .mdp import Features, MaskOutput, sam2_from_config
 from .tda import tda
-from .tks import anchor_frame, candidate_frames, clip_tokenize, keyframe_scores, scorer_from_config, select_keyframe
+from vrshq_nb.tks import (
+    anchor_frame,
+    candidate_frames,
+    clip_tokenize,
+    keyframe_scores,
+    scorer_from_config,
+    select_keyframe,
+)
 from .tokens import TemporalTokens, TokenEncoder, clean_expression
 from .video import BAD_PICTURE, VRSError, Video, atomic_path, reason, write_video
 from .viz import browse, overlay, summary_picture
@@ -38,142 +46,210 @@ from .viz import browse, overlay, summary_picture
 def _from_hub(name):
     "The folder of a hub's model, downloaded where it is not there yet; a `VRSError` where that fails."
     from huggingface_hub import snapshot_download
-    try: return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.bin", "*.model", "*.jinja"]))
-    except Exception as e: raise VRSError(f"model {name!r} is not a folder here and could not be fetched from the hub ({type(e).__name__}): "
-                                          "check the name and the connection") from e
+
+    try:
+        return Path(
+            snapshot_download(
+                name,
+                allow_patterns=["*.json", "*.safetensors", "*.txt", "*.bin", "*.model", "*.jinja"],
+            )
+        )
+    except Exception as e:
+        raise VRSError(
+            f"model {name!r} is not a folder here and could not be fetched from the hub ({type(e).__name__}): "
+            "check the name and the connection"
+        ) from e
 
 # %% ../nbs/14_model.ipynb #fbd34147
 def find_weights(
-    name,    # 'nano' (in the package), a folder, or a hub id 'owner/name'
-) -> Path:   # a folder with config.json, model.safetensors and the tokenizer
+    name,  # 'nano' (in the package), a folder, or a hub id 'owner/name'
+) -> Path:  # a folder with config.json, model.safetensors and the tokenizer
     "Where a model lives. A `VRSError` says what a name could be."
     name = str(name)
     builtin, folder = Path(str(files("vrshq_nb") / "weights" / name)), Path(name).expanduser()
-    if name.isidentifier() and (builtin / "config.json").exists(): return builtin
-    if name.strip() and (folder / "config.json").exists(): return folder
-    if name.strip() and folder.exists(): raise VRSError(f"{name} holds no model: a folder with config.json and model.safetensors is wanted")
+    if name.isidentifier() and (builtin / "config.json").exists():
+        return builtin
+    if name.strip() and (folder / "config.json").exists():
+        return folder
+    if name.strip() and folder.exists():
+        raise VRSError(
+            f"{name} holds no model: a folder with config.json and model.safetensors is wanted"
+        )
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise VRSError(f"unknown model {name!r}: use 'nano', a folder written by save_pretrained, or a hub id owner/name")
+        raise VRSError(
+            f"unknown model {name!r}: use 'nano', a folder written by save_pretrained, or a hub id owner/name"
+        )
     return _from_hub(name)
 
 # %% ../nbs/14_model.ipynb #26730484
 def find_device(
-    name=None,        # 'cpu', 'cuda', 'cuda:1', 'mps'; None or 'auto': CUDA, else Apple's MPS, else the CPU
+    name=None,  # 'cpu', 'cuda', 'cuda:1', 'mps'; None or 'auto': CUDA, else Apple's MPS, else the CPU
 ) -> torch.device:
     "A device that works here; a `VRSError` for one that does not."
     if name in (None, "auto"):
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try: return torch.zeros(1, device=torch.device(name)).device
+        name = (
+            "cuda"
+            if torch.cuda.is_available()
+            else "mps"
+            if torch.backends.mps.is_available()
+            else "cpu"
+        )
+    try:
+        return torch.zeros(1, device=torch.device(name)).device
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as e:
         raise VRSError(f"device {str(name)!r} cannot be used here: try 'cpu' or 'auto'") from e
 
 # %% ../nbs/14_model.ipynb #d8764817
 class ModelParts(nn.Module):
     "The parts under one roof: the language model that sees (`encoder`), SAM 2 (`sam2`) and CLIP (`clip`), with random weights."
-    def __init__(self,
+
+    def __init__(
+        self,
         config: dict,  # keys encoder, sam2, clip: the parts' own configs
-        tokenizer,     # of the language model, shared with CLIP
+        tokenizer,  # of the language model, shared with CLIP
     ):
         super().__init__()
         self.config, self.tokenizer = config, tokenizer
         self.encoder = TokenEncoder(config["encoder"], tokenizer)
         self.sam2 = sam2_from_config(config["sam2"])
-        tokenize = partial(clip_tokenize, tokenizer, context_length=config["clip"]["text_cfg"]["context_length"])
+        tokenize = partial(
+            clip_tokenize, tokenizer, context_length=config["clip"]["text_cfg"]["context_length"]
+        )
         self.clip = scorer_from_config(config["clip"], tokenize, fit="stretch")
         self.eval()
 
     @property
-    def device(self) -> torch.device: return self.sam2.device
+    def device(self) -> torch.device:
+        return self.sam2.device
 
     def precision(self):
         "bf16 autocast where it pays: on CUDA."
-        return torch.autocast("cuda", torch.bfloat16) if self.device.type == "cuda" and torch.cuda.is_bf16_supported() else nullcontext()
+        return (
+            torch.autocast("cuda", torch.bfloat16)
+            if self.device.type == "cuda" and torch.cuda.is_bf16_supported()
+            else nullcontext()
+        )
 
 # %% ../nbs/14_model.ipynb #2e0c11bb
-def own_state(
-    model: nn.Module,
-) -> dict:  # name -> tensor
+def own_state(model: nn.Module) -> dict:  # name -> tensor
     "The state dict without tied copies: every tensor once, under its first name."
     seen, state = set(), {}
     for name, tensor in model.state_dict().items():
         key = (tensor.data_ptr(), tensor.shape)
-        if tensor.numel() and key in seen: continue
-        seen.add(key); state[name] = tensor
+        if tensor.numel() and key in seen:
+            continue
+        seen.add(key)
+        state[name] = tensor
     return state
 
 # %% ../nbs/14_model.ipynb #8ae7c0f4
 def weight_problems(
     expected: dict,  # name -> tensor, from `own_state`
-    given: dict,     # name -> tensor, from a file
-) -> dict:           # what is wrong -> the keys
+    given: dict,  # name -> tensor, from a file
+) -> dict:  # what is wrong -> the keys
     "All that is wrong with weights; an empty list for each thing that is right."
     both = sorted(expected.keys() & given.keys())
-    return {"missing": sorted(expected.keys() - given.keys()), "unexpected": sorted(given.keys() - expected.keys()),
-            "of another shape": [f"{k} {list(given[k].shape)} instead of {list(expected[k].shape)}" for k in both if expected[k].shape != given[k].shape],
-            "not of the same type of number": [k for k in both if expected[k].is_floating_point() != given[k].is_floating_point()],
-            "not finite": sorted(k for k, v in given.items() if v.is_floating_point() and not v.isfinite().all())}
+    return {
+        "missing": sorted(expected.keys() - given.keys()),
+        "unexpected": sorted(given.keys() - expected.keys()),
+        "of another shape": [
+            f"{k} {list(given[k].shape)} instead of {list(expected[k].shape)}"
+            for k in both
+            if expected[k].shape != given[k].shape
+        ],
+        "not of the same type of number": [
+            k for k in both if expected[k].is_floating_point() != given[k].is_floating_point()
+        ],
+        "not finite": sorted(
+            k for k, v in given.items() if v.is_floating_point() and not v.isfinite().all()
+        ),
+    }
 
 # %% ../nbs/14_model.ipynb #a32d40e1
 def check_state(
     expected: dict,  # from `own_state`
-    given: dict,     # from a file
-    where,           # its name, for the error
+    given: dict,  # from a file
+    where,  # its name, for the error
 ):
     "A `VRSError` that names missing, unexpected and misshapen keys, and values that are not finite."
     problems = {what: keys for what, keys in weight_problems(expected, given).items() if keys}
-    found = [f"{len(keys)} {what} ({', '.join(keys[:12])}{', …' if len(keys) > 12 else ''})" for what, keys in problems.items()]
-    if not found: return
+    found = [
+        f"{len(keys)} {what} ({', '.join(keys[:12])}{', …' if len(keys) > 12 else ''})"
+        for what, keys in problems.items()
+    ]
+    if not found:
+        return
     error = VRSError(f"the weights in {where} do not fit the model: {'; '.join(found)}")
-    error.problems = problems # all of them, for programs
+    error.problems = problems  # all of them, for programs
     raise error
 
 # %% ../nbs/14_model.ipynb #d9617d5a
 def packed_state(
     model: nn.Module,
     dtype: torch.dtype | None = None,  # of the floats; None: as they are
-) -> dict:                             # name -> tensor on the CPU, ready for a file
+) -> dict:  # name -> tensor on the CPU, ready for a file
     "`own_state` as it will be written; a `VRSError` names a tensor that has values which are not finite then."
     state = {k: v.detach().cpu().contiguous() for k, v in own_state(model).items()}
-    if dtype: state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
+    if dtype:
+        state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
     if lost := weight_problems(state, state)["not finite"]:
-        raise VRSError(f"{lost[0]} has values that are not finite{f' in {dtype}' if dtype else ''}: they were not written; mend them or save with another dtype")
+        raise VRSError(
+            f"{lost[0]} has values that are not finite{f' in {dtype}' if dtype else ''}: they were not written; mend them or save with another dtype"
+        )
     return state
 
 # %% ../nbs/14_model.ipynb #14439c79
 def _kind_of(folder):
     "Whose format a folder has: 'chatunivi' (the paper's own model), 'backbones' (a published language model's), or '' (ours)."
-    try: config = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError): return ""
-    return "" if not isinstance(config, dict) else "chatunivi" if "mm_hidden_size" in config else config.get("kind", "")
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError):
+        return ""
+    return (
+        ""
+        if not isinstance(config, dict)
+        else "chatunivi"
+        if "mm_hidden_size" in config
+        else config.get("kind", "")
+    )
 
 # %% ../nbs/14_model.ipynb #0954b194
 class PretrainedModel(ModelParts):
     "... that can be loaded and saved"
+
     @classmethod
-    def from_pretrained(cls,
-        name="nano",   # 'nano', a folder, or a hub id
+    def from_pretrained(
+        cls,
+        name="nano",  # 'nano', a folder, or a hub id
         device="cpu",  # 'cpu', 'cuda', 'mps' or 'auto'
     ) -> "PretrainedModel":
         "Loads a model; every key of its weights is accounted for, or a `VRSError` says which is not."
         device, folder = find_device(device), find_weights(name)
         if _kind_of(folder) == "chatunivi":
             from vrshq_nb.chatunivi import load_model
+
             return load_model(folder, device)
         if _kind_of(folder) == "backbones":
             from vrshq_nb.backbones import BackboneModel
+
             return BackboneModel.from_pretrained(folder, device)
         try:
             config = json.loads((folder / "config.json").read_text())
             state = load_file(folder / "model.safetensors")
             model = cls(config, PreTrainedTokenizerFast.from_pretrained(folder))
         except Exception as e:
-            raise VRSError(f"the model in {folder.name!r} cannot be read ({type(e).__name__}: {' '.join(str(e).split())[:120]}): write it again with save_pretrained") from e
+            raise VRSError(
+                f"the model in {folder.name!r} cannot be read ({type(e).__name__}: {' '.join(str(e).split())[:120]}): write it again with save_pretrained"
+            ) from e
         check_state(own_state(model), state, folder.name)
-        model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()}, strict=False)
+        model.load_state_dict(
+            {k: v.float() if v.is_floating_point() else v for k, v in state.items()}, strict=False
+        )
         return model.to(device).eval()
 
-    def save_pretrained(self,
-        folder,                            # is made; an older model there is replaced
+    def save_pretrained(
+        self,
+        folder,  # is made; an older model there is replaced
         dtype: torch.dtype | None = None,  # such as torch.float16 to halve the size
     ) -> Path:
         "Writes config.json, model.safetensors and the tokenizer, aside first; a `VRSError` where that fails."
@@ -188,107 +264,136 @@ class PretrainedModel(ModelParts):
 # %% ../nbs/14_model.ipynb #f99a1294
 class Stopwatch:
     "Seconds per stage: `with watch(\"tokens\"): ...`; waits for a GPU to finish."
-    def __init__(self, device="cpu"): self.seconds, self.device = {}, torch.device(device)
+
+    def __init__(self, device="cpu"):
+        self.seconds, self.device = {}, torch.device(device)
 
     def now(self):
-        if self.device.type == "cuda": torch.cuda.synchronize(self.device)
-        if self.device.type == "mps": torch.mps.synchronize()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        if self.device.type == "mps":
+            torch.mps.synchronize()
         return time.perf_counter()
 
     @contextmanager
     def __call__(self, stage):
         start = self.now()
-        try: yield
-        finally: self.seconds[stage] = self.seconds.get(stage, 0.) + self.now() - start
+        try:
+            yield
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + self.now() - start
 
     def each(self, stage, items):
         "The same items, the time that each takes to come booked to `stage`."
         items = iter(items)
         while True:
-            with self(stage): item = next(items, None)
-            if item is None: return
+            with self(stage):
+                item = next(items, None)
+            if item is None:
+                return
             yield item
 
 # %% ../nbs/14_model.ipynb #5d9075ee
 @dataclass
 class EncodedVideo:
     "What every sentence shares: features of SAM 2 and of CLIP, each frame encoded once, and the cells of frames seen so far."
+
     video: Video
-    features: Features                          # of SAM 2, T frames
-    clip: Tensor                                # (T, E), of length 1
-    cells: dict = field(default_factory=dict)   # frame -> (C, h, w), of the language model's eye
-    timings: dict = field(default_factory=dict) # seconds a stage
+    features: Features  # of SAM 2, T frames
+    clip: Tensor  # (T, E), of length 1
+    cells: dict = field(default_factory=dict)  # frame -> (C, h, w), of the language model's eye
+    timings: dict = field(default_factory=dict)  # seconds a stage
 
 # %% ../nbs/14_model.ipynb #c3b3354f
-def check_ready(
-    model: nn.Module,
-):
+def check_ready(model: nn.Module):
     "A `VRSError` for a model in training mode: to look at a video would change it."
-    if model.training: raise VRSError("the model is in training mode, where it changes with every frame it sees: call model.eval() first")
+    if model.training:
+        raise VRSError(
+            "the model is in training mode, where it changes with every frame it sees: call model.eval() first"
+        )
 
 # %% ../nbs/14_model.ipynb #0a6f8da8
 class EncodingModel(PretrainedModel):
     "... that looks at every frame once"
+
     @torch.no_grad()
-    def encode(self,
-        video,                   # path, folder, array or `Video`
-        batch_size: int = 16,    # frames at a time
+    def encode(
+        self,
+        video,  # path, folder, array or `Video`
+        batch_size: int = 16,  # frames at a time
         progress: bool = False,  # show a bar
     ) -> EncodedVideo:
         "Every frame once through SAM 2's image encoder and through CLIP's. A `VRSError` for what is no video."
         check_ready(self)
         video, watch, parts, clip = Video.open(video), Stopwatch(self.device), [], []
-        with tqdm(total=len(video), desc="encode", unit="frame", disable=not progress, leave=False) as bar, self.precision():
+        with (
+            tqdm(
+                total=len(video), desc="encode", unit="frame", disable=not progress, leave=False
+            ) as bar,
+            self.precision(),
+        ):
             for frames in watch.each("read", (frames for _, frames in video.chunks(batch_size))):
-                with watch("SAM 2 encoder"): parts.append(self.sam2.encode(frames, batch_size))
-                with watch("CLIP"): clip.append(self.clip.encode_frames(frames).float())
+                with watch("SAM 2 encoder"):
+                    parts.append(self.sam2.encode(frames, batch_size))
+                with watch("CLIP"):
+                    clip.append(self.clip.encode_frames(frames).float())
                 bar.update(len(frames))
         return EncodedVideo(video, Features.cat(parts), torch.cat(clip), timings=watch.seconds)
 
-    def cells(self,
+    def cells(
+        self,
         shared: EncodedVideo,
-        frames: list,          # T' frame numbers
-    ) -> Tensor:               # (T', C, h, w)
+        frames: list,  # T' frame numbers
+    ) -> Tensor:  # (T', C, h, w)
         "What the language model's eye sees in some frames; a frame seen before is not looked at again."
         new = [t for t in frames if t not in shared.cells]
-        if new: shared.cells.update(zip(new, self.encoder.see(shared.video.frames(new))))
+        if new:
+            shared.cells.update(zip(new, self.encoder.see(shared.video.frames(new))))
         return torch.stack([shared.cells[t] for t in frames])
 
 # %% ../nbs/14_model.ipynb #7e75238f
 @dataclass(frozen=True)
 class Options:
     "What an ablation may change in `VRSHQ.segment`; the defaults are the paper's, but for `gate`."
-    k: int = 12                                  # candidates at most (TKS)
-    sampling: str = "clip"                       # how candidates are chosen: see `candidate_frames`
-    terms: tuple = ("similarity", "occlusion")   # of the keyframe's score: see `keyframe_scores`
-    alpha: float = .1                            # weight of the frame tokens (TDA)
-    temperature: float = 1.                      # of TDA's softmax
-    how: str = "softmax"                         # TDA's form: see `tda`
-    prompt: str = "mask"                         # what is propagated: the keyframe's "mask", or its "token" (as in training)
-    gate: bool = True                            # no masks where the keyframe's object logit is not above 0
-    seed: int = 0                                # for sampling="random"
+
+    k: int = 12  # candidates at most (TKS)
+    sampling: str = "clip"  # how candidates are chosen: see `candidate_frames`
+    terms: tuple = ("similarity", "occlusion")  # of the keyframe's score: see `keyframe_scores`
+    alpha: float = 0.1  # weight of the frame tokens (TDA)
+    temperature: float = 1.0  # of TDA's softmax
+    how: str = "softmax"  # TDA's form: see `tda`
+    prompt: str = (
+        "mask"  # what is propagated: the keyframe's "mask", or its "token" (as in training)
+    )
+    gate: bool = True  # no masks where the keyframe's object logit is not above 0
+    seed: int = 0  # for sampling="random"
 
 # %% ../nbs/14_model.ipynb #d1231f88
 def propose_frames(
     model: EncodingModel,
     shared: EncodedVideo,
-    text: str,                     # a clean sentence
+    text: str,  # a clean sentence
     options: Options = Options(),  # k, sampling, seed
-) -> tuple:                        # CLIP's logits (T,), the anchor, the candidates
+) -> tuple:  # CLIP's logits (T,), the anchor, the candidates
     "Stage 3, steps 1 and 2: which frames the language model gets to see (VRS-HQ, section 3.2)."
     logits = model.clip.logits(shared.clip, [text])[0].float().cpu()
     anchor = anchor_frame(logits)
-    return logits, anchor, candidate_frames(len(logits), anchor, options.k, options.sampling, logits, options.seed)
+    return (
+        logits,
+        anchor,
+        candidate_frames(len(logits), anchor, options.k, options.sampling, logits, options.seed),
+    )
 
 # %% ../nbs/14_model.ipynb #b0844ce7
 def read_tokens(
     model: EncodingModel,
     shared: EncodedVideo,
-    text: str,             # a clean sentence
-    frames: list,          # the candidates
-) -> tuple:                # `TemporalTokens` (float32, CPU), the answer
+    text: str,  # a clean sentence
+    frames: list,  # the candidates
+) -> tuple:  # `TemporalTokens` (float32, CPU), the answer
     "Stage 1: one `[SEG]` per candidate and one `[TAK]` (VRS-HQ, section 3.1)."
-    with model.precision(): tokens, answer = model.encoder(model.cells(shared, frames), text, frames)
+    with model.precision():
+        tokens, answer = model.encoder(model.cells(shared, frames), text, frames)
     return TemporalTokens(tokens.seg.float().cpu(), tokens.tak.float().cpu(), list(frames)), answer
 
 # %% ../nbs/14_model.ipynb #517be965
@@ -296,143 +401,219 @@ def choose_keyframe(
     model: EncodingModel,
     shared: EncodedVideo,
     tokens: TemporalTokens,
-    fused: Tensor,                 # (1, D)
-    logits: Tensor,                # (T,), CLIP's
+    fused: Tensor,  # (1, D)
+    logits: Tensor,  # (T,), CLIP's
     options: Options = Options(),  # terms
-) -> tuple:                        # the keyframe, all `Candidate`s, the keyframe's mask logits (1, h, w)
+) -> tuple:  # the keyframe, all `Candidate`s, the keyframe's mask logits (1, h, w)
     "Stage 3, step 3: all candidates in one decoder batch, the best by occlusion and similarity (VRS-HQ, section 3.2)."
     _, similarity = tda(tokens.seg, tokens.tak)
     decoded = model.sam2.decode(shared.features, tokens.frames, fused)
-    keyframe, candidates = select_keyframe(tokens.frames, decoded.object_logit.float().cpu(), similarity, logits.softmax(0)[tokens.frames], options.terms)
+    keyframe, candidates = select_keyframe(
+        tokens.frames,
+        decoded.object_logit.float().cpu(),
+        similarity,
+        logits.softmax(0)[tokens.frames],
+        options.terms,
+    )
     at = tokens.frames.index(keyframe)
-    return keyframe, candidates, decoded.logits[at:at + 1]
+    return keyframe, candidates, decoded.logits[at : at + 1]
 
 # %% ../nbs/14_model.ipynb #623b9bd3
 def carry_mask(
     model: EncodingModel,
     shared: EncodedVideo,
     keyframe: int,
-    mask: Tensor,                  # bool (H, W), of the keyframe
-    fused: Tensor,                 # (1, D), for options.prompt = "token"
+    mask: Tensor,  # bool (H, W), of the keyframe
+    fused: Tensor,  # (1, D), for options.prompt = "token"
     options: Options = Options(),  # prompt
-    progress: bool = False,        # show a bar
-) -> MaskOutput:                   # mask logits (T, h, w) and object logits (T,)
+    progress: bool = False,  # show a bar
+) -> MaskOutput:  # mask logits (T, h, w) and object logits (T,)
     "Stage 4: from the keyframe to both ends of the video (VRS-HQ, section 3.3)."
-    with tqdm(total=len(shared.features), desc="propagate", unit="frame", disable=not progress, leave=False) as bar:
-        return model.sam2.propagate(shared.features, keyframe, mask, prompt=options.prompt, token=fused, details=True,
-                                    progress=lambda done, _: bar.update(done - bar.n))
+    with tqdm(
+        total=len(shared.features),
+        desc="propagate",
+        unit="frame",
+        disable=not progress,
+        leave=False,
+    ) as bar:
+        return model.sam2.propagate(
+            shared.features,
+            keyframe,
+            mask,
+            prompt=options.prompt,
+            token=fused,
+            details=True,
+            progress=lambda done, _: bar.update(done - bar.n),
+        )
 
 # %% ../nbs/14_model.ipynb #553960f9
 @dataclass(eq=False)
 class Segmentation:
     "What `VRSHQ.segment` found out about one sentence; tensors are float32 on the CPU."
-    text: str                     # the sentence
-    masks: np.ndarray             # bool (T, H, W), at the video's own size
-    keyframe: int                 # the frame whose mask was propagated
-    found: bool                   # False where the model says that no such thing is there
-    answer: str                   # what the language model says
-    candidates: list              # `Candidate`s, the frames that the language model saw
-    tokens: TemporalTokens        # `[SEG]` (T', D) and `[TAK]` (1, D)
-    fused: Tensor                 # (1, D), the token that prompted SAM 2 (TDA)
-    weights: Tensor               # (T',), TDA's weights
-    anchor: int                   # CLIP's favourite frame
-    clip_logits: Tensor           # (T,), CLIP's logit of every frame
-    object_logits: Tensor         # (T,), SAM 2's occlusion logit of every frame while propagating
+
+    text: str  # the sentence
+    masks: np.ndarray  # bool (T, H, W), at the video's own size
+    keyframe: int  # the frame whose mask was propagated
+    found: bool  # False where the model says that no such thing is there
+    answer: str  # what the language model says
+    candidates: list  # `Candidate`s, the frames that the language model saw
+    tokens: TemporalTokens  # `[SEG]` (T', D) and `[TAK]` (1, D)
+    fused: Tensor  # (1, D), the token that prompted SAM 2 (TDA)
+    weights: Tensor  # (T',), TDA's weights
+    anchor: int  # CLIP's favourite frame
+    clip_logits: Tensor  # (T,), CLIP's logit of every frame
+    object_logits: Tensor  # (T,), SAM 2's occlusion logit of every frame while propagating
     video: Video
     timings: dict = field(default_factory=dict)  # seconds a stage
 
     @property
-    def fps(self) -> float: return self.video.fps
-    def show(self, n: int = 6): return summary_picture(self, n)   # a static picture
-    def browse(self): return browse(self)                         # a widget
-    def save(self, path) -> Path: return save_segmentation(self, path)
+    def fps(self) -> float:
+        return self.video.fps
+
+    def show(self, n: int = 6):
+        return summary_picture(self, n)  # a static picture
+
+    def browse(self):
+        return browse(self)  # a widget
+
+    def save(self, path) -> Path:
+        return save_segmentation(self, path)
+
     def __repr__(self):
-        what = f"keyframe {self.keyframe}, {self.masks.mean():.1%} of the pixels" if self.found else "nothing found"
+        what = (
+            f"keyframe {self.keyframe}, {self.masks.mean():.1%} of the pixels"
+            if self.found
+            else "nothing found"
+        )
         return f"Segmentation({self.text!r} in {self.video.name}: {what}, masks {list(self.masks.shape)}, answer {self.answer!r})"
 
 # %% ../nbs/14_model.ipynb #63cdba5b
 def segment_one(
     model: EncodingModel,
     shared: EncodedVideo,
-    text: str,                     # a clean sentence
+    text: str,  # a clean sentence
     options: Options = Options(),
-    progress: bool = False,        # show bars
+    progress: bool = False,  # show bars
 ) -> Segmentation:
     "The four stages, for one sentence about an encoded video."
     watch, size = Stopwatch(model.device), (shared.features.height, shared.features.width)
-    with watch("anchor"): logits, anchor, frames = propose_frames(model, shared, text, options)
-    with watch("tokens"): tokens, answer = read_tokens(model, shared, text, frames)
-    with watch("aggregate"): fused, weights = tda(tokens.seg, tokens.tak, options.alpha, options.temperature, options.how)
-    with watch("keyframe"): keyframe, candidates, low = choose_keyframe(model, shared, tokens, fused, logits, options)
-    mask, seen = model.sam2.enlarge(low, shared.features, prompt=True)[0], next(c.occlusion for c in candidates if c.frame == keyframe)
+    with watch("anchor"):
+        logits, anchor, frames = propose_frames(model, shared, text, options)
+    with watch("tokens"):
+        tokens, answer = read_tokens(model, shared, text, frames)
+    with watch("aggregate"):
+        fused, weights = tda(
+            tokens.seg, tokens.tak, options.alpha, options.temperature, options.how
+        )
+    with watch("keyframe"):
+        keyframe, candidates, low = choose_keyframe(model, shared, tokens, fused, logits, options)
+    mask, seen = (
+        model.sam2.enlarge(low, shared.features, prompt=True)[0],
+        next(c.occlusion for c in candidates if c.frame == keyframe),
+    )
     found = bool(mask.any()) and seen > 0
     if found or not options.gate:
-        with watch("propagate"): out = carry_mask(model, shared, keyframe, mask, fused, options, progress)
-        with watch("upscale"): masks = model.sam2.enlarge(out.logits, shared.features).numpy()
+        with watch("propagate"):
+            out = carry_mask(model, shared, keyframe, mask, fused, options, progress)
+        with watch("upscale"):
+            masks = model.sam2.enlarge(out.logits, shared.features).numpy()
         found, object_logits = found or bool(masks.any()), out.object_logit.float().cpu()
-    else: masks, object_logits = np.zeros((len(logits), *size), bool), torch.full((len(logits),), seen)
-    return Segmentation(text, masks, keyframe, found, answer, candidates, tokens, fused, weights, anchor, logits, object_logits, shared.video,
-                        shared.timings | watch.seconds)
+    else:
+        masks, object_logits = (
+            np.zeros((len(logits), *size), bool),
+            torch.full((len(logits),), seen),
+        )
+    return Segmentation(
+        text,
+        masks,
+        keyframe,
+        found,
+        answer,
+        candidates,
+        tokens,
+        fused,
+        weights,
+        anchor,
+        logits,
+        object_logits,
+        shared.video,
+        shared.timings | watch.seconds,
+    )
 
 # %% ../nbs/14_model.ipynb #c5e34ddf
 def as_sentences(
-    text,      # a sentence, or several
-) -> list:     # clean ones
+    text,  # a sentence, or several
+) -> list:  # clean ones
     "The sentences of a question. A `VRSError` for an empty or endless one, for none, and for what is not text."
-    if isinstance(text, str): text = [text]
+    if isinstance(text, str):
+        text = [text]
     if isinstance(text, (bytes, dict)) or not isinstance(text, Iterable):
         raise VRSError(f"the sentence must be text, or a list of texts, not {type(text).__name__}")
     texts = [clean_expression(t) for t in text]
-    if not texts: raise VRSError("no sentence is given: say what to look for")
+    if not texts:
+        raise VRSError("no sentence is given: say what to look for")
     return texts
 
 # %% ../nbs/14_model.ipynb #da17a82f
-def check_options(
-    options: Options,
-):
+def check_options(options: Options):
     "A `VRSError` for a bad option, before any work: the stages are asked about a video of one frame."
     o, one = options, torch.ones(1, 2)
     for name, kind in (("k", int), ("seed", int), ("gate", bool)):
-        if type(getattr(o, name)) is not kind: raise VRSError(f"{name} must be {'True or False' if kind is bool else 'a whole number'}, not {getattr(o, name)!r}")
-    checks = {"k or sampling": lambda: candidate_frames(1, 0, o.k, o.sampling, [0.], o.seed),
-              "terms": lambda: keyframe_scores(one[:, 0], one[:, 0], one[:, 0], o.terms),
-              "alpha, temperature or how": lambda: tda(one, one, o.alpha, o.temperature, o.how)}
+        if type(getattr(o, name)) is not kind:
+            raise VRSError(
+                f"{name} must be {'True or False' if kind is bool else 'a whole number'}, not {getattr(o, name)!r}"
+            )
+    checks = {
+        "k or sampling": lambda: candidate_frames(1, 0, o.k, o.sampling, [0.0], o.seed),
+        "terms": lambda: keyframe_scores(one[:, 0], one[:, 0], one[:, 0], o.terms),
+        "alpha, temperature or how": lambda: tda(one, one, o.alpha, o.temperature, o.how),
+    }
     for names, check in checks.items():
-        try: check()
-        except (TypeError, ValueError) as e: raise VRSError(f"bad {names}: {e}") from e
-    if o.prompt not in ("mask", "token"): raise VRSError(f"prompt must be 'mask' or 'token', not {o.prompt!r}")
+        try:
+            check()
+        except (TypeError, ValueError) as e:
+            raise VRSError(f"bad {names}: {e}") from e
+    if o.prompt not in ("mask", "token"):
+        raise VRSError(f"prompt must be 'mask' or 'token', not {o.prompt!r}")
 
 # %% ../nbs/14_model.ipynb #cfaa9bfc
 class VRSHQ(EncodingModel):
     "VRS-HQ: token encoding, temporal aggregation, keyframe selection, mask decoding and propagation."
+
     @classmethod
-    def from_backbones(cls,
-        llm,                            # a transformers vision–language model: folder or hub id
-        sam2="large",                   # a published size, a .pt file, 'nano', or a dict: see `backbones.sam2_pretrained`
+    def from_backbones(
+        cls,
+        llm,  # a transformers vision–language model: folder or hub id
+        sam2="large",  # a published size, a .pt file, 'nano', or a dict: see `backbones.sam2_pretrained`
         clip="ViT-L-14-336-quickgelu",  # an OpenCLIP name, 'nano', or a dict: see `backbones.clip_pretrained`
-        device="cpu",                   # 'cpu', 'cuda', 'mps' or 'auto'
-        **options,                      # dtype, bits, side, lora, answer: see `backbones.from_backbones`
+        device="cpu",  # 'cpu', 'cuda', 'mps' or 'auto'
+        **options,  # dtype, bits, side, lora, answer: see `backbones.from_backbones`
     ) -> "VRSHQ":
         "The method around published models; what VRS-HQ trains is new and untrained. A `VRSError` for a part that cannot be loaded."
         from vrshq_nb.backbones import from_backbones
+
         return from_backbones(llm, sam2, clip, device, **options)
 
     @torch.no_grad()
-    def segment(self,
-        video,                    # path, folder, array, `Video`, or what `encode` returned
-        text,                     # a sentence, or a list of sentences
+    def segment(
+        self,
+        video,  # path, folder, array, `Video`, or what `encode` returned
+        text,  # a sentence, or a list of sentences
         *,
-        k: int = 12,              # candidates at most (TKS)
-        sampling: str = "clip",   # how candidates are chosen: see `candidate_frames`
-        terms: tuple = ("similarity", "occlusion"),  # of the keyframe's score: see `keyframe_scores`
-        alpha: float = .1,        # weight of the frame tokens (TDA)
-        temperature: float = 1.,  # of TDA's softmax
-        how: str = "softmax",     # TDA's form: see `tda`
-        prompt: str = "mask",     # what is propagated: the keyframe's "mask" (paper) or its "token" (as in training)
-        gate: bool = True,        # nothing is shown where the keyframe's object logit is not above 0
-        seed: int = 0,            # for sampling="random"
-        progress: bool = False,   # progress bars
-    ):                            # a `Segmentation`, or a list of them
+        k: int = 12,  # candidates at most (TKS)
+        sampling: str = "clip",  # how candidates are chosen: see `candidate_frames`
+        terms: tuple = (
+            "similarity",
+            "occlusion",
+        ),  # of the keyframe's score: see `keyframe_scores`
+        alpha: float = 0.1,  # weight of the frame tokens (TDA)
+        temperature: float = 1.0,  # of TDA's softmax
+        how: str = "softmax",  # TDA's form: see `tda`
+        prompt: str = "mask",  # what is propagated: the keyframe's "mask" (paper) or its "token" (as in training)
+        gate: bool = True,  # nothing is shown where the keyframe's object logit is not above 0
+        seed: int = 0,  # for sampling="random"
+        progress: bool = False,  # progress bars
+    ):  # a `Segmentation`, or a list of them
         "Masks of what a sentence means, in every frame. The frames are encoded once, whatever the number of sentences."
         check_ready(self)
         options = Options(k, sampling, terms, alpha, temperature, how, prompt, gate, seed)
@@ -445,37 +626,58 @@ class VRSHQ(EncodingModel):
 # %% ../nbs/14_model.ipynb #e2be4ff1
 def to_rle(
     mask: np.ndarray,  # bool (H, W)
-) -> dict:             # {"size": [H, W], "counts": text}
+) -> dict:  # {"size": [H, W], "counts": text}
     "A mask as COCO run lengths, ready for json."
     rle = coco.encode(np.asfortranarray(mask, np.uint8))
     return {"size": list(rle["size"]), "counts": rle["counts"].decode()}
 
 # %% ../nbs/14_model.ipynb #42fccc45
-def _write_json(seg, path): # `Segmentation`, file
+def _write_json(seg, path):  # `Segmentation`, file
     "Everything but the video and the tokens."
-    record = dict(text=seg.text, answer=seg.answer, found=seg.found, keyframe=seg.keyframe, anchor=seg.anchor, fps=seg.fps, video=seg.video.name,
-                  candidates=[vars(c) for c in seg.candidates], object_logits=[round(x, 4) for x in seg.object_logits.tolist()],
-                  timings={k: round(v, 4) for k, v in seg.timings.items()}, masks=[to_rle(m) for m in seg.masks])
+    record = dict(
+        text=seg.text,
+        answer=seg.answer,
+        found=seg.found,
+        keyframe=seg.keyframe,
+        anchor=seg.anchor,
+        fps=seg.fps,
+        video=seg.video.name,
+        candidates=[vars(c) for c in seg.candidates],
+        object_logits=[round(x, 4) for x in seg.object_logits.tolist()],
+        timings={k: round(v, 4) for k, v in seg.timings.items()},
+        masks=[to_rle(m) for m in seg.masks],
+    )
     path.write_text(json.dumps(record))
 
 # %% ../nbs/14_model.ipynb #467fd282
-def _write_pngs(seg, path): # `Segmentation`, folder to be made
+def _write_pngs(seg, path):  # `Segmentation`, folder to be made
     "One picture a frame, 0 and 255."
     path.mkdir()
-    for t, mask in enumerate(seg.masks): Image.fromarray(mask.astype(np.uint8) * 255).save(path / f"{t:05d}.png")
+    for t, mask in enumerate(seg.masks):
+        Image.fromarray(mask.astype(np.uint8) * 255).save(path / f"{t:05d}.png")
 
 # %% ../nbs/14_model.ipynb #4a675758
 def save_segmentation(
     seg: Segmentation,
-    path,    # .mp4, .gif: overlay; .json: COCO RLE; a folder (no ending): one PNG a frame
-) -> Path:   # where it was written
+    path,  # .mp4, .gif: overlay; .json: COCO RLE; a folder (no ending): one PNG a frame
+) -> Path:  # where it was written
     "Writes a result in one of four formats; a `VRSError`, and nothing left behind, where that fails."
     path = Path(path).expanduser()
     kind = path.suffix.lower()
-    if kind not in (".mp4", ".gif", ".json", ""): raise VRSError(f"cannot save as {kind!r}: use .mp4, .gif, .json or a folder")
+    if kind not in (".mp4", ".gif", ".json", ""):
+        raise VRSError(f"cannot save as {kind!r}: use .mp4, .gif, .json or a folder")
     if kind in (".mp4", ".gif"):
-        return write_video(path, (f for i, frames in seg.video.chunks(16) for f in overlay(frames, seg.masks[i[0]:i[-1] + 1])), fps=seg.fps)
-    with atomic_path(path) as aside: (_write_json if kind else _write_pngs)(seg, aside)
+        return write_video(
+            path,
+            (
+                f
+                for i, frames in seg.video.chunks(16)
+                for f in overlay(frames, seg.masks[i[0] : i[-1] + 1])
+            ),
+            fps=seg.fps,
+        )
+    with atomic_path(path) as aside:
+        (_write_json if kind else _write_pngs)(seg, aside)
     return path
 
 # %% ../nbs/14_model.ipynb #f8ec8bae
@@ -483,19 +685,29 @@ def _read_pngs(folder):
     "Every PNG of a folder as a mask, in the order of names."
     return np.stack([np.asarray(Image.open(p)) > 0 for p in sorted(folder.glob("*.png"))])
 
+
 def _read_json(path):
     "The run lengths of a json file as masks."
     return np.stack([coco.decode(m).astype(bool) for m in json.loads(path.read_text())["masks"]])
 
 # %% ../nbs/14_model.ipynb #e363c8e6
 def load_masks(
-    path,            # what `Segmentation.save` wrote: .json or a folder of PNGs
-) -> np.ndarray:     # bool (T, H, W)
+    path,  # what `Segmentation.save` wrote: .json or a folder of PNGs
+) -> np.ndarray:  # bool (T, H, W)
     "Reads masks back; a `VRSError` for a file that holds none, or not whole ones."
     path = Path(path).expanduser()
-    if not path.exists(): raise VRSError(f"there is no file or folder {str(path)!r}: give what Segmentation.save wrote")
-    try: masks = (_read_pngs if path.is_dir() else _read_json)(path)
+    if not path.exists():
+        raise VRSError(
+            f"there is no file or folder {str(path)!r}: give what Segmentation.save wrote"
+        )
+    try:
+        masks = (_read_pngs if path.is_dir() else _read_json)(path)
     except (*BAD_PICTURE, LookupError, TypeError, AttributeError, RuntimeError) as e:
-        raise VRSError(f"{path} holds no masks that can be read ({reason(e)}): give a .json or a folder of PNGs from Segmentation.save") from e
-    if masks.ndim != 3: raise VRSError(f"{path} holds pictures of shape {list(masks.shape[1:])}, not masks: give the folder that Segmentation.save wrote")
+        raise VRSError(
+            f"{path} holds no masks that can be read ({reason(e)}): give a .json or a folder of PNGs from Segmentation.save"
+        ) from e
+    if masks.ndim != 3:
+        raise VRSError(
+            f"{path} holds pictures of shape {list(masks.shape[1:])}, not masks: give the folder that Segmentation.save wrote"
+        )
     return masks

@@ -17,58 +17,79 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 # %% ../nbs/00_sprites.ipynb #8b10ffa7
-COLOURS = dict(red=(222, 40, 40), orange=(250, 130, 20), yellow=(252, 214, 30), green=(36, 160, 62),
-               blue=(30, 95, 225), purple=(128, 52, 178), pink=(255, 130, 190), white=(252, 249, 240))
-FIXED = dict(snow=(252, 252, 250), ink=(36, 38, 48), glass=(190, 220, 232), steel=(150, 154, 164), gold=(255, 196, 60),
-             flame=(255, 120, 40), leaf=(84, 132, 72), bark=(112, 76, 52))
+COLOURS = dict(
+    red=(222, 40, 40),
+    orange=(250, 130, 20),
+    yellow=(252, 214, 30),
+    green=(36, 160, 62),
+    blue=(30, 95, 225),
+    purple=(128, 52, 178),
+    pink=(255, 130, 190),
+    white=(252, 249, 240),
+)
+FIXED = dict(
+    snow=(252, 252, 250),
+    ink=(36, 38, 48),
+    glass=(190, 220, 232),
+    steel=(150, 154, 164),
+    gold=(255, 196, 60),
+    flame=(255, 120, 40),
+    leaf=(84, 132, 72),
+    bark=(112, 76, 52),
+)
 
 # %% ../nbs/00_sprites.ipynb #82495b35
 def mix(
-    a:tuple, # RGB, 0 to 255
-    b:tuple, # RGB, 0 to 255
-    amount:float, # 0: `a`, 1: `b`
-)->tuple: # RGB, rounded
+    a: tuple,  # RGB, 0 to 255
+    b: tuple,  # RGB, 0 to 255
+    amount: float,  # 0: `a`, 1: `b`
+) -> tuple:  # RGB, rounded
     "The colour `amount` of the way from `a` to `b`."
     return tuple(round(x + (y - x) * amount) for x, y in zip(a, b))
 
 # %% ../nbs/00_sprites.ipynb #a7d09cc7
 def palette(
-    colour:tuple, # RGB of the thing
-)->dict: # tag -> RGB
+    colour: tuple,  # RGB of the thing
+) -> dict:  # tag -> RGB
     "The colour's shades by tag (main, shade, dark, light, outline), and the colours that never change."
     black, white = (0, 0, 12), (255, 255, 255)
-    return FIXED | dict(main=colour, shade=mix(colour, black, .18), dark=mix(colour, black, .45),
-                        light=mix(colour, white, .3), outline=mix(colour, black, .52))
+    return FIXED | dict(
+        main=colour,
+        shade=mix(colour, black, 0.18),
+        dark=mix(colour, black, 0.45),
+        light=mix(colour, white, 0.3),
+        outline=mix(colour, black, 0.52),
+    )
 
 # %% ../nbs/00_sprites.ipynb #c52a0107
 def smooth(
-    points, # (k, 2)
-    closed:bool=True, # join the end to the start
-    n:int=5, # points for each one given
-)->np.ndarray: # (n k, 2) closed, (n (k-1) + 1, 2) open
+    points,  # (k, 2)
+    closed: bool = True,  # join the end to the start
+    n: int = 5,  # points for each one given
+) -> np.ndarray:  # (n k, 2) closed, (n (k-1) + 1, 2) open
     "Catmull-Rom curve through `points`."
     p = np.asarray(points, float)
     pad = np.concatenate([p[-1:], p, p[:2]] if closed else [p[:1], p, p[-1:]])
-    a, b, c, d = (pad[i:len(pad) - 3 + i, None] for i in range(4))
+    a, b, c, d = (pad[i : len(pad) - 3 + i, None] for i in range(4))
     t = np.arange(n)[:, None] / n
-    curve = b + .5 * t * (c - a + t * (2*a - 5*b + 4*c - d + t * (3*(b - c) + d - a)))
-    return np.concatenate([curve.reshape(-1, 2), p[-1:]][:1 if closed else 2])
+    curve = b + 0.5 * t * (c - a + t * (2 * a - 5 * b + 4 * c - d + t * (3 * (b - c) + d - a)))
+    return np.concatenate([curve.reshape(-1, 2), p[-1:]][: 1 if closed else 2])
 
 # %% ../nbs/00_sprites.ipynb #40d5aa84
 @lru_cache(64)
 def arc(
-    start:float=0., # turns, clockwise from the right
-    end:float=1., # turns
-    n:int=33, # how many points
-)->np.ndarray: # (n, 2); do not write into it, it is cached
+    start: float = 0.0,  # turns, clockwise from the right
+    end: float = 1.0,  # turns
+    n: int = 33,  # how many points
+) -> np.ndarray:  # (n, 2); do not write into it, it is cached
     "Points on the unit circle from `start` to `end`."
-    a = 2*np.pi * np.linspace(start, end, n)
+    a = 2 * np.pi * np.linspace(start, end, n)
     return np.stack([np.cos(a), np.sin(a)], 1)
 
 # %% ../nbs/00_sprites.ipynb #c8bae712
 def rotation(
-    angle:float, # radians, clockwise on the screen
-)->np.ndarray: # (2, 2), for `points @ rotation(angle)`
+    angle: float,  # radians, clockwise on the screen
+) -> np.ndarray:  # (2, 2), for `points @ rotation(angle)`
     "Matrix that turns row vectors."
     c, s = np.cos(angle), np.sin(angle)
     return np.array([[c, s], [-s, c]])
@@ -76,28 +97,41 @@ def rotation(
 # %% ../nbs/00_sprites.ipynb #be413d7e
 class Shapes:
     "Shapes in unit coordinates, x right and y down: `parts` is a list of `(tag, points [n, 2], line width or 0)`."
-    def __init__(self,
-        aspect:float=1., # width / height of the picture, so that ellipses keep their form
-    ): self.parts, self.aspect = [], aspect
 
-    def add(self, tag, points, width=0.): self.parts.append((tag, np.asarray(points, float), width))
-    def poly(self, tag, *points): self.add(tag, points)
-    def blob(self, tag, *points): self.add(tag, smooth(points))
-    def line(self, tag, width, *points): self.add(tag, smooth(points, closed=False) if len(points) > 2 else points, width)
-    def rect(self, tag, x0, y0, x1, y1): self.poly(tag, (x0, y0), (x1, y0), (x1, y1), (x0, y1))
+    def __init__(
+        self,
+        aspect: float = 1.0,  # width / height of the picture, so that ellipses keep their form
+    ):
+        self.parts, self.aspect = [], aspect
 
-    def ellipse(self, tag, x, y, rx, ry=None, turn=0., span=(0., 1.)):
-        p = arc(*span, 33 if rx > .03 else 13) * (rx, ry or rx)
-        if turn: p = p @ rotation(turn)
+    def add(self, tag, points, width=0.0):
+        self.parts.append((tag, np.asarray(points, float), width))
+
+    def poly(self, tag, *points):
+        self.add(tag, points)
+
+    def blob(self, tag, *points):
+        self.add(tag, smooth(points))
+
+    def line(self, tag, width, *points):
+        self.add(tag, smooth(points, closed=False) if len(points) > 2 else points, width)
+
+    def rect(self, tag, x0, y0, x1, y1):
+        self.poly(tag, (x0, y0), (x1, y0), (x1, y1), (x0, y1))
+
+    def ellipse(self, tag, x, y, rx, ry=None, turn=0.0, span=(0.0, 1.0)):
+        p = arc(*span, 33 if rx > 0.03 else 13) * (rx, ry or rx)
+        if turn:
+            p = p @ rotation(turn)
         self.add(tag, p / (self.aspect, 1) + (x, y))
 
 # %% ../nbs/00_sprites.ipynb #a4fd1912
 def paint(
-    image:Image.Image, # painted into
-    parts:list, # of `Shapes`
-    scale:np.ndarray, # pixels a unit, (2,)
-    offset:np.ndarray, # pixels, (2,)
-    colours:dict, # tag -> RGB; any other tag is a colour itself
+    image: Image.Image,  # painted into
+    parts: list,  # of `Shapes`
+    scale: np.ndarray,  # pixels a unit, (2,)
+    offset: np.ndarray,  # pixels, (2,)
+    colours: dict,  # tag -> RGB; any other tag is a colour itself
 ):
     "Fill the shapes in their order, later ones on top."
     draw = ImageDraw.Draw(image)
@@ -107,22 +141,24 @@ def paint(
             draw.polygon(xy.ravel().tolist(), colour)
             continue
         r = width * np.mean(scale) / 2
-        draw.line(xy.ravel().tolist(), colour, round(2*r))
-        for x, y in (xy if r > 3 else xy[[0, -1]]).tolist(): draw.ellipse((x - r, y - r, x + r, y + r), colour)
+        draw.line(xy.ravel().tolist(), colour, round(2 * r))
+        for x, y in (xy if r > 3 else xy[[0, -1]]).tolist():
+            draw.ellipse((x - r, y - r, x + r, y + r), colour)
 
 # %% ../nbs/00_sprites.ipynb #a2e82e32
 class Pen(Shapes):
     "Shapes, and the parts that several sprites have."
-    def eye(self, x, y, r=.04):
+
+    def eye(self, x, y, r=0.04):
         self.ellipse("snow", x, y, r)
-        self.ellipse("ink", x + .25*r, y, .68*r)
+        self.ellipse("ink", x + 0.25 * r, y, 0.68 * r)
 
     def wheel(self, x, y, r, angle):
         self.ellipse("ink", x, y, r)
-        self.ellipse("steel", x, y, .55*r)
-        for a in angle + np.arange(3) * np.pi/3:
-            dx, dy = .5*r * np.cos(a), .5*r * np.sin(a)
-            self.line("ink", .15*r, (x - dx, y - dy), (x + dx, y + dy))
+        self.ellipse("steel", x, y, 0.55 * r)
+        for a in angle + np.arange(3) * np.pi / 3:
+            dx, dy = 0.5 * r * np.cos(a), 0.5 * r * np.sin(a)
+            self.line("ink", 0.15 * r, (x - dx, y - dy), (x + dx, y + dy))
 
     def turn(self, angle, pivot, last=0):
         "Rotate the `last` parts (0: all of them) by `angle` radians about `pivot`."
@@ -132,30 +168,32 @@ class Pen(Shapes):
 
 # %% ../nbs/00_sprites.ipynb #5ce204ce
 def grow(
-    mask:np.ndarray, # (H, W), bool or 0/255
-    r:int, # pixels
-)->np.ndarray: # the same kind
+    mask: np.ndarray,  # (H, W), bool or 0/255
+    r: int,  # pixels
+) -> np.ndarray:  # the same kind
     "Widen a mask by `r` pixels: squares and diamonds in turn, together an octagon."
     for i in range(r):
         wide = mask.copy()
-        wide[:, 1:] |= mask[:, :-1]; wide[:, :-1] |= mask[:, 1:]
+        wide[:, 1:] |= mask[:, :-1]
+        wide[:, :-1] |= mask[:, 1:]
         tall, mask = (wide if i % 2 else mask), wide.copy()
-        mask[1:] |= tall[:-1]; mask[:-1] |= tall[1:]
+        mask[1:] |= tall[:-1]
+        mask[:-1] |= tall[1:]
     return mask
 
 # %% ../nbs/00_sprites.ipynb #85322263
 def draw_outlined(
-    parts:list, # of a `Pen`
-    box:tuple, # (x0, y0, x1, y1) in unit coordinates, becomes the whole picture
-    height:int, # pixels
-    width:int, # pixels
-    colours:dict, # tag -> RGB
-    edge:float, # width of the outline, pixels
-)->np.ndarray: # uint8 RGBA (height, width, 4)
+    parts: list,  # of a `Pen`
+    box: tuple,  # (x0, y0, x1, y1) in unit coordinates, becomes the whole picture
+    height: int,  # pixels
+    width: int,  # pixels
+    colours: dict,  # tag -> RGB
+    edge: float,  # width of the outline, pixels
+) -> np.ndarray:  # uint8 RGBA (height, width, 4)
     "Paint shapes at four times the size, add the outline, and average down."
-    r, low, high = round(4*edge), np.array(box[:2]), np.array(box[2:])
-    scale = (4*np.array([width, height]) - 2*r - 2) / (high - low)
-    image = Image.new("RGBA", (4*width, 4*height), (*colours["outline"], 0))
+    r, low, high = round(4 * edge), np.array(box[:2]), np.array(box[2:])
+    scale = (4 * np.array([width, height]) - 2 * r - 2) / (high - low)
+    image = Image.new("RGBA", (4 * width, 4 * height), (*colours["outline"], 0))
     paint(image, parts, scale, r + 1 - low * scale, colours)
     image.putalpha(Image.fromarray(grow(np.array(image.getchannel("A")), r)))
     return np.array(image.reduce(4))
@@ -163,9 +201,10 @@ def draw_outlined(
 # %% ../nbs/00_sprites.ipynb #f0276f4e
 SPRITES = {}
 
+
 def add_sprite(
-    draw, # `draw(pen, angle)`, looking to the right
-): # the same function
+    draw,  # `draw(pen, angle)`, looking to the right
+):  # the same function
     "Register a sprite under the function's name."
     SPRITES[draw.__name__] = draw
     return draw
@@ -175,51 +214,86 @@ def add_sprite(
 def cat(p, t):
     "A cat: the tail sways, the legs go in pairs."
     s = np.sin(t)
-    p.line("main", .075, (.30, .56), (.16, .58), (.05, .47), (.07 + .02*s, .30), (.02 + .06*s, .16), (.06 + .1*s, .08))
-    for x, k in ((.36, 1), (.68, -1)): p.line("shade", .085, (x, .66), (x + .05*k*s, .92))
-    for x, k in ((.43, -1), (.75, 1)): p.line("main", .085, (x, .66), (x + .05*k*s, .92))
-    p.blob("main", (.26, .58), (.38, .48), (.62, .50), (.82, .50), (.84, .66), (.70, .77), (.40, .78), (.27, .70))
-    for x in (.40, .50, .60): p.line("dark", .028, (x, .51), (x + .015, .58))
-    p.poly("main", (.73, .36), (.74, .10), (.88, .24)), p.poly("main", (.88, .24), (1.01, .10), (1.02, .36))
-    p.poly("light", (.77, .28), (.77, .17), (.83, .24)), p.poly("light", (.93, .24), (.98, .17), (.985, .28))
-    p.ellipse("main", .875, .38, .165, .15)
-    p.eye(.85, .36, .035), p.eye(.955, .36, .035)
-    p.poly("ink", (.89, .42), (.94, .42), (.915, .45))
+    p.line(
+        "main",
+        0.075,
+        (0.30, 0.56),
+        (0.16, 0.58),
+        (0.05, 0.47),
+        (0.07 + 0.02 * s, 0.30),
+        (0.02 + 0.06 * s, 0.16),
+        (0.06 + 0.1 * s, 0.08),
+    )
+    for x, k in ((0.36, 1), (0.68, -1)):
+        p.line("shade", 0.085, (x, 0.66), (x + 0.05 * k * s, 0.92))
+    for x, k in ((0.43, -1), (0.75, 1)):
+        p.line("main", 0.085, (x, 0.66), (x + 0.05 * k * s, 0.92))
+    p.blob(
+        "main",
+        (0.26, 0.58),
+        (0.38, 0.48),
+        (0.62, 0.50),
+        (0.82, 0.50),
+        (0.84, 0.66),
+        (0.70, 0.77),
+        (0.40, 0.78),
+        (0.27, 0.70),
+    )
+    for x in (0.40, 0.50, 0.60):
+        p.line("dark", 0.028, (x, 0.51), (x + 0.015, 0.58))
+    (
+        p.poly("main", (0.73, 0.36), (0.74, 0.10), (0.88, 0.24)),
+        p.poly("main", (0.88, 0.24), (1.01, 0.10), (1.02, 0.36)),
+    )
+    (
+        p.poly("light", (0.77, 0.28), (0.77, 0.17), (0.83, 0.24)),
+        p.poly("light", (0.93, 0.24), (0.98, 0.17), (0.985, 0.28)),
+    )
+    p.ellipse("main", 0.875, 0.38, 0.165, 0.15)
+    p.eye(0.85, 0.36, 0.035), p.eye(0.955, 0.36, 0.035)
+    p.poly("ink", (0.89, 0.42), (0.94, 0.42), (0.915, 0.45))
 
 # %% ../nbs/00_sprites.ipynb #659520c3
 @lru_cache
 def sprite_box(
-    kind:str, # name of a sprite
-)->tuple: # (x0, y0, x1, y1) in unit coordinates
+    kind: str,  # name of a sprite
+) -> tuple:  # (x0, y0, x1, y1) in unit coordinates
     "Bounds of a sprite over one round of its animation, so that only its moving parts move."
     pens = [Pen() for _ in range(12)]
-    for i, pen in enumerate(pens): SPRITES[kind](pen, 2*np.pi * i / len(pens))
-    parts = [(p, width/2) for pen in pens for _, p, width in pen.parts]
-    return (*np.min([p.min(0) - r for p, r in parts], 0), *np.max([p.max(0) + r for p, r in parts], 0))
+    for i, pen in enumerate(pens):
+        SPRITES[kind](pen, 2 * np.pi * i / len(pens))
+    parts = [(p, width / 2) for pen in pens for _, p, width in pen.parts]
+    return (
+        *np.min([p.min(0) - r for p, r in parts], 0),
+        *np.max([p.max(0) + r for p, r in parts], 0),
+    )
 
 # %% ../nbs/00_sprites.ipynb #c424153c
 def unknown(
-    what:str, # "sprite", "scene" ...
-    name, # what was asked for
-    known, # the names there are
-)->Exception: # a `VRSError`
+    what: str,  # "sprite", "scene" ...
+    name,  # what was asked for
+    known,  # the names there are
+) -> Exception:  # a `VRSError`
     "The error for a name that is not there."
-    from vrshq_nb.video import VRSError # of the next notebook, hence not at the top
+    from vrshq_nb.video import VRSError  # of the next notebook, hence not at the top
+
     return VRSError(f"there is no {what} {name!r}: choose one of {', '.join(known)}")
 
 # %% ../nbs/00_sprites.ipynb #6eba6a79
 def draw_sprite(
-    kind:str, # key of `SPRITES`
-    colour:tuple, # RGB
-    size:int, # longest side in pixels, at least 4
-    phase:float=0., # of the animation, 0 to 1
-)->np.ndarray: # uint8 RGBA (h, w, 4), max(h, w) == size
+    kind: str,  # key of `SPRITES`
+    colour: tuple,  # RGB
+    size: int,  # longest side in pixels, at least 4
+    phase: float = 0.0,  # of the animation, 0 to 1
+) -> np.ndarray:  # uint8 RGBA (h, w, 4), max(h, w) == size
     "A sprite that looks to the right. `VRSError` for a kind that does not exist or a size below 4."
-    if kind not in SPRITES: raise unknown("sprite", kind, SPRITES)
-    if size < 4: raise unknown("size", size, ["4 pixels", "anything larger"])
+    if kind not in SPRITES:
+        raise unknown("sprite", kind, SPRITES)
+    if size < 4:
+        raise unknown("size", size, ["4 pixels", "anything larger"])
     pen, (x0, y0, x1, y1) = Pen(), sprite_box(kind)
-    SPRITES[kind](pen, 2*np.pi * phase)
-    edge, unit = max(.6, size / 52), max(x1 - x0, y1 - y0)
+    SPRITES[kind](pen, 2 * np.pi * phase)
+    edge, unit = max(0.6, size / 52), max(x1 - x0, y1 - y0)
     h, w = (max(4, round(size * length / unit)) for length in (y1 - y0, x1 - x0))
     return draw_outlined(pen.parts, (x0, y0, x1, y1), h, w, palette(colour), edge)
 
@@ -228,362 +302,627 @@ def draw_sprite(
 def dog(p, t):
     "A dog: a wagging tail, a hanging ear, a collar."
     s = np.sin(t)
-    p.line("main", .08, (.22, .50), (.12 + .02*s, .40), (.10 + .07*s, .30))
-    for x, k in ((.27, 1), (.62, -1)): p.line("shade", .11, (x, .66), (x + .04*k*s, .94))
-    for x, k in ((.36, -1), (.70, 1)): p.line("main", .11, (x, .66), (x + .04*k*s, .94))
-    p.blob("main", (.18, .52), (.30, .45), (.60, .44), (.78, .46), (.78, .68), (.60, .74), (.34, .72), (.20, .68))
-    p.blob("main", (.60, .30), (.68, .14), (.84, .14), (.92, .27), (1.04, .31), (1.05, .43), (.90, .48), (.72, .50))
-    p.line("ink", .05, (.66, .50), (.80, .52))
-    p.blob("dark", (.65, .15), (.72, .20), (.715, .38), (.65, .47), (.58, .41), (.60, .24))
-    p.eye(.85, .25, .04), p.ellipse("ink", 1.04, .33, .04)
-    p.line("dark", .02, (.93, .42), (1.02, .41))
+    p.line("main", 0.08, (0.22, 0.50), (0.12 + 0.02 * s, 0.40), (0.10 + 0.07 * s, 0.30))
+    for x, k in ((0.27, 1), (0.62, -1)):
+        p.line("shade", 0.11, (x, 0.66), (x + 0.04 * k * s, 0.94))
+    for x, k in ((0.36, -1), (0.70, 1)):
+        p.line("main", 0.11, (x, 0.66), (x + 0.04 * k * s, 0.94))
+    p.blob(
+        "main",
+        (0.18, 0.52),
+        (0.30, 0.45),
+        (0.60, 0.44),
+        (0.78, 0.46),
+        (0.78, 0.68),
+        (0.60, 0.74),
+        (0.34, 0.72),
+        (0.20, 0.68),
+    )
+    p.blob(
+        "main",
+        (0.60, 0.30),
+        (0.68, 0.14),
+        (0.84, 0.14),
+        (0.92, 0.27),
+        (1.04, 0.31),
+        (1.05, 0.43),
+        (0.90, 0.48),
+        (0.72, 0.50),
+    )
+    p.line("ink", 0.05, (0.66, 0.50), (0.80, 0.52))
+    p.blob(
+        "dark", (0.65, 0.15), (0.72, 0.20), (0.715, 0.38), (0.65, 0.47), (0.58, 0.41), (0.60, 0.24)
+    )
+    p.eye(0.85, 0.25, 0.04), p.ellipse("ink", 1.04, 0.33, 0.04)
+    p.line("dark", 0.02, (0.93, 0.42), (1.02, 0.41))
 
 # %% ../nbs/00_sprites.ipynb #d55e3400
 @add_sprite
 def bird(p, t):
     "A bird: the wing is drawn twice, so that it has a rim."
     s = np.sin(t)
-    p.poly("shade", (.24, .54), (.00, .40), (.04, .55), (.00, .68))
-    p.blob("main", (.14, .54), (.40, .39), (.62, .38), (.75, .24), (.91, .30), (.92, .48), (.76, .67), (.50, .75), (.26, .67))
-    p.poly("gold", (.92, .35), (1.05, .41), (.92, .46))
-    p.blob("light", (.52, .70), (.74, .59), (.85, .50), (.75, .66))
-    wing = np.array([(.34, .54), (.22, .52 - .38*s), (.36, .50 - .46*s), (.54, .50 - .30*s), (.64, .52), (.50, .60)])
-    p.blob("dark", *wing), p.blob("main", *(wing - (.48, .53)) * .88 + (.48, .53))
-    p.eye(.82, .36, .05)
+    p.poly("shade", (0.24, 0.54), (0.00, 0.40), (0.04, 0.55), (0.00, 0.68))
+    p.blob(
+        "main",
+        (0.14, 0.54),
+        (0.40, 0.39),
+        (0.62, 0.38),
+        (0.75, 0.24),
+        (0.91, 0.30),
+        (0.92, 0.48),
+        (0.76, 0.67),
+        (0.50, 0.75),
+        (0.26, 0.67),
+    )
+    p.poly("gold", (0.92, 0.35), (1.05, 0.41), (0.92, 0.46))
+    p.blob("light", (0.52, 0.70), (0.74, 0.59), (0.85, 0.50), (0.75, 0.66))
+    wing = np.array(
+        [
+            (0.34, 0.54),
+            (0.22, 0.52 - 0.38 * s),
+            (0.36, 0.50 - 0.46 * s),
+            (0.54, 0.50 - 0.30 * s),
+            (0.64, 0.52),
+            (0.50, 0.60),
+        ]
+    )
+    p.blob("dark", *wing), p.blob("main", *(wing - (0.48, 0.53)) * 0.88 + (0.48, 0.53))
+    p.eye(0.82, 0.36, 0.05)
 
 # %% ../nbs/00_sprites.ipynb #a57f3838
 @add_sprite
 def fish(p, t):
     "A fish: tail fin and side fin beat."
-    s = .05 * np.sin(t)
-    p.poly("shade", (.28, .50), (.02 + s, .26 + s), (.10 - s, .50 + s), (.02 + s, .74 + s))
-    p.blob("shade", (.42, .36), (.46, .16), (.66, .22), (.72, .34)), p.poly("shade", (.48, .66), (.42, .82), (.62, .68))
-    p.blob("main", (.20, .50), (.40, .32), (.64, .26), (.88, .36), (1.00, .50), (.88, .64), (.64, .72), (.40, .66))
-    p.line("light", .05, (.40, .40), (.44, .50), (.40, .60)), p.line("light", .05, (.54, .36), (.58, .50), (.54, .64))
-    p.line("dark", .025, (.73, .36), (.69, .50), (.73, .62))
-    p.poly("shade", (.64, .54), (.52, .60 + s), (.62, .64 + s)), p.eye(.84, .43, .05)
+    s = 0.05 * np.sin(t)
+    p.poly("shade", (0.28, 0.50), (0.02 + s, 0.26 + s), (0.10 - s, 0.50 + s), (0.02 + s, 0.74 + s))
+    (
+        p.blob("shade", (0.42, 0.36), (0.46, 0.16), (0.66, 0.22), (0.72, 0.34)),
+        p.poly("shade", (0.48, 0.66), (0.42, 0.82), (0.62, 0.68)),
+    )
+    p.blob(
+        "main",
+        (0.20, 0.50),
+        (0.40, 0.32),
+        (0.64, 0.26),
+        (0.88, 0.36),
+        (1.00, 0.50),
+        (0.88, 0.64),
+        (0.64, 0.72),
+        (0.40, 0.66),
+    )
+    (
+        p.line("light", 0.05, (0.40, 0.40), (0.44, 0.50), (0.40, 0.60)),
+        p.line("light", 0.05, (0.54, 0.36), (0.58, 0.50), (0.54, 0.64)),
+    )
+    p.line("dark", 0.025, (0.73, 0.36), (0.69, 0.50), (0.73, 0.62))
+    p.poly("shade", (0.64, 0.54), (0.52, 0.60 + s), (0.62, 0.64 + s)), p.eye(0.84, 0.43, 0.05)
 
 # %% ../nbs/00_sprites.ipynb #cdb86fc3
 @add_sprite
 def butterfly(p, t):
     "A butterfly, tilted: the wings get narrow and wide."
-    w = .74 + .26*np.cos(t)
+    w = 0.74 + 0.26 * np.cos(t)
     for k in (-w, w):
-        p.blob("main", (.5, .48), (.5 + .08*k, .24), (.5 + .34*k, .06), (.5 + .5*k, .16), (.5 + .44*k, .42), (.5 + .2*k, .52))
-        p.blob("main", (.5, .5), (.5 + .28*k, .52), (.5 + .42*k, .66), (.5 + .32*k, .88), (.5 + .14*k, .8), (.5 + .04*k, .64))
-        p.ellipse("light", .5 + .33*k, .26, .09*w, .09), p.ellipse("shade", .5 + .25*k, .70, .08*w, .08)
-        p.line("ink", .025, (.5, .26), (.5 + .06*np.sign(k), .12), (.5 + .12*np.sign(k), .08))
-    p.ellipse("ink", .5, .50, .04, .24), p.ellipse("ink", .5, .25, .055)
-    p.turn(.3, (.5, .5))
+        p.blob(
+            "main",
+            (0.5, 0.48),
+            (0.5 + 0.08 * k, 0.24),
+            (0.5 + 0.34 * k, 0.06),
+            (0.5 + 0.5 * k, 0.16),
+            (0.5 + 0.44 * k, 0.42),
+            (0.5 + 0.2 * k, 0.52),
+        )
+        p.blob(
+            "main",
+            (0.5, 0.5),
+            (0.5 + 0.28 * k, 0.52),
+            (0.5 + 0.42 * k, 0.66),
+            (0.5 + 0.32 * k, 0.88),
+            (0.5 + 0.14 * k, 0.8),
+            (0.5 + 0.04 * k, 0.64),
+        )
+        (
+            p.ellipse("light", 0.5 + 0.33 * k, 0.26, 0.09 * w, 0.09),
+            p.ellipse("shade", 0.5 + 0.25 * k, 0.70, 0.08 * w, 0.08),
+        )
+        p.line(
+            "ink",
+            0.025,
+            (0.5, 0.26),
+            (0.5 + 0.06 * np.sign(k), 0.12),
+            (0.5 + 0.12 * np.sign(k), 0.08),
+        )
+    p.ellipse("ink", 0.5, 0.50, 0.04, 0.24), p.ellipse("ink", 0.5, 0.25, 0.055)
+    p.turn(0.3, (0.5, 0.5))
 
 # %% ../nbs/00_sprites.ipynb #c8c8ae9d
 @add_sprite
 def rabbit(p, t):
     "A rabbit: the ears swing."
     s = np.sin(t)
-    for x, tag in ((.60, "shade"), (.70, "main")):
-        p.ellipse(tag, x, .22, .07, .24), p.ellipse("light", x, .22, .03, .16), p.turn(-.16 - .08*s, (.68, .44), last=2)
-    p.ellipse("light", .13, .76, .09)
-    p.ellipse("main", .42, .73, .30, .25), p.ellipse("main", .70, .50, .19, .17)
-    p.ellipse("shade", .34, .80, .16, .15), p.ellipse("main", .34, .81, .13, .12)
-    p.line("main", .12, (.62, .72), (.66, .92)), p.ellipse("main", .36, .95, .18, .055), p.ellipse("main", .67, .94, .11, .055)
-    p.eye(.77, .46, .04), p.ellipse("ink", .885, .52, .025)
-    p.line("dark", .02, (.87, .57), (.80, .59))
+    for x, tag in ((0.60, "shade"), (0.70, "main")):
+        (
+            p.ellipse(tag, x, 0.22, 0.07, 0.24),
+            p.ellipse("light", x, 0.22, 0.03, 0.16),
+            p.turn(-0.16 - 0.08 * s, (0.68, 0.44), last=2),
+        )
+    p.ellipse("light", 0.13, 0.76, 0.09)
+    p.ellipse("main", 0.42, 0.73, 0.30, 0.25), p.ellipse("main", 0.70, 0.50, 0.19, 0.17)
+    p.ellipse("shade", 0.34, 0.80, 0.16, 0.15), p.ellipse("main", 0.34, 0.81, 0.13, 0.12)
+    (
+        p.line("main", 0.12, (0.62, 0.72), (0.66, 0.92)),
+        p.ellipse("main", 0.36, 0.95, 0.18, 0.055),
+        p.ellipse("main", 0.67, 0.94, 0.11, 0.055),
+    )
+    p.eye(0.77, 0.46, 0.04), p.ellipse("ink", 0.885, 0.52, 0.025)
+    p.line("dark", 0.02, (0.87, 0.57), (0.80, 0.59))
 
 # %% ../nbs/00_sprites.ipynb #1bcdc05d
 @add_sprite
 def kite(p, t):
     "A kite: its tail with bows waves."
-    wave = [(.34 - .07*i + .04*np.sin(t + 1.5*i), .74 + .085*i) for i in range(6)]
-    p.line("shade", .035, *wave)
+    wave = [(0.34 - 0.07 * i + 0.04 * np.sin(t + 1.5 * i), 0.74 + 0.085 * i) for i in range(6)]
+    p.line("shade", 0.035, *wave)
     for x, y in wave[1::2]:
-        p.poly("main", (x - .10, y - .05), (x, y), (x + .06, y - .08), (x + .1, y + .04), (x, y), (x - .07, y + .07))
-    top, left, right, low, mid = (.66, .0), (.14, .25), (.92, .46), (.34, .76), (.53, .35)
-    p.poly("main", top, right, low, left), p.poly("shade", mid, left, low), p.poly("light", mid, top, right)
-    p.line("dark", .022, top, low), p.line("dark", .022, left, right)
+        p.poly(
+            "main",
+            (x - 0.10, y - 0.05),
+            (x, y),
+            (x + 0.06, y - 0.08),
+            (x + 0.1, y + 0.04),
+            (x, y),
+            (x - 0.07, y + 0.07),
+        )
+    top, left, right, low, mid = (0.66, 0.0), (0.14, 0.25), (0.92, 0.46), (0.34, 0.76), (0.53, 0.35)
+    (
+        p.poly("main", top, right, low, left),
+        p.poly("shade", mid, left, low),
+        p.poly("light", mid, top, right),
+    )
+    p.line("dark", 0.022, top, low), p.line("dark", 0.022, left, right)
 
 # %% ../nbs/00_sprites.ipynb #d4d3a57f
 @add_sprite
 def balloon(p, t):
     "A balloon on a string."
-    p.line("shade", .035, *[(.5 + .035*i**.5*np.sin(t + 1.3*i), .80 + .09*i) for i in range(5)])
-    p.blob("main", (.5, .0), (.74, .09), (.84, .33), (.72, .60), (.5, .76), (.28, .60), (.16, .33), (.26, .09))
-    p.poly("shade", (.5, .73), (.58, .84), (.42, .84))
-    p.blob("shade", (.80, .34), (.69, .58), (.5, .72), (.62, .60), (.73, .42))
-    p.ellipse("light", .35, .24, .06, .12, turn=.4)
+    p.line(
+        "shade",
+        0.035,
+        *[(0.5 + 0.035 * i**0.5 * np.sin(t + 1.3 * i), 0.80 + 0.09 * i) for i in range(5)],
+    )
+    p.blob(
+        "main",
+        (0.5, 0.0),
+        (0.74, 0.09),
+        (0.84, 0.33),
+        (0.72, 0.60),
+        (0.5, 0.76),
+        (0.28, 0.60),
+        (0.16, 0.33),
+        (0.26, 0.09),
+    )
+    p.poly("shade", (0.5, 0.73), (0.58, 0.84), (0.42, 0.84))
+    p.blob("shade", (0.80, 0.34), (0.69, 0.58), (0.5, 0.72), (0.62, 0.60), (0.73, 0.42))
+    p.ellipse("light", 0.35, 0.24, 0.06, 0.12, turn=0.4)
 
 # %% ../nbs/00_sprites.ipynb #ce0a4c4f
 @add_sprite
 def sailboat(p, t):
     "A sailboat that rocks about its keel."
-    p.line("bark", .04, (.50, .0), (.50, .80))
-    p.poly("main", (.47, .03), (.47, .68), (.02, .68)), p.poly("shade", (.47, .56), (.47, .68), (.02, .68), (.11, .56))
-    p.poly("main", (.53, .10), (.94, .68), (.53, .68))
-    p.poly("main", (.00, .75), (1.00, .75), (.86, .98), (.14, .98))
-    p.poly("shade", (.06, .85), (.94, .85), (.86, .98), (.14, .98))
-    p.poly("snow", (.00, .75), (1.00, .75), (.98, .79), (.02, .79))
-    p.turn(.09 * np.sin(t), (.5, .9))
+    p.line("bark", 0.04, (0.50, 0.0), (0.50, 0.80))
+    (
+        p.poly("main", (0.47, 0.03), (0.47, 0.68), (0.02, 0.68)),
+        p.poly("shade", (0.47, 0.56), (0.47, 0.68), (0.02, 0.68), (0.11, 0.56)),
+    )
+    p.poly("main", (0.53, 0.10), (0.94, 0.68), (0.53, 0.68))
+    p.poly("main", (0.00, 0.75), (1.00, 0.75), (0.86, 0.98), (0.14, 0.98))
+    p.poly("shade", (0.06, 0.85), (0.94, 0.85), (0.86, 0.98), (0.14, 0.98))
+    p.poly("snow", (0.00, 0.75), (1.00, 0.75), (0.98, 0.79), (0.02, 0.79))
+    p.turn(0.09 * np.sin(t), (0.5, 0.9))
 
 # %% ../nbs/00_sprites.ipynb #e0b71065
 @add_sprite
 def car(p, t):
     "A car: the wheels turn."
-    p.blob("main", (.18, .36), (.28, .08), (.46, .03), (.66, .06), (.82, .36), (.5, .40))
-    p.poly("glass", (.30, .28), (.35, .13), (.46, .11), (.46, .28))
-    p.poly("glass", (.53, .28), (.53, .11), (.63, .13), (.71, .28))
-    p.blob("main", (.00, .42), (.04, .32), (.30, .29), (.74, .29), (.96, .34), (1.02, .44), (1.0, .59), (.5, .61), (.02, .59))
-    p.blob("shade", (.02, .54), (.5, .54), (1.0, .54), (1.0, .59), (.5, .61), (.02, .59))
-    p.ellipse("gold", .97, .41, .035), p.rect("flame", .0, .38, .03, .44), p.line("dark", .02, (.53, .37), (.61, .37))
-    p.wheel(.23, .60, .105, t), p.wheel(.78, .60, .105, t)
+    p.blob(
+        "main", (0.18, 0.36), (0.28, 0.08), (0.46, 0.03), (0.66, 0.06), (0.82, 0.36), (0.5, 0.40)
+    )
+    p.poly("glass", (0.30, 0.28), (0.35, 0.13), (0.46, 0.11), (0.46, 0.28))
+    p.poly("glass", (0.53, 0.28), (0.53, 0.11), (0.63, 0.13), (0.71, 0.28))
+    p.blob(
+        "main",
+        (0.00, 0.42),
+        (0.04, 0.32),
+        (0.30, 0.29),
+        (0.74, 0.29),
+        (0.96, 0.34),
+        (1.02, 0.44),
+        (1.0, 0.59),
+        (0.5, 0.61),
+        (0.02, 0.59),
+    )
+    p.blob("shade", (0.02, 0.54), (0.5, 0.54), (1.0, 0.54), (1.0, 0.59), (0.5, 0.61), (0.02, 0.59))
+    (
+        p.ellipse("gold", 0.97, 0.41, 0.035),
+        p.rect("flame", 0.0, 0.38, 0.03, 0.44),
+        p.line("dark", 0.02, (0.53, 0.37), (0.61, 0.37)),
+    )
+    p.wheel(0.23, 0.60, 0.105, t), p.wheel(0.78, 0.60, 0.105, t)
 
 # %% ../nbs/00_sprites.ipynb #e474b48f
 @add_sprite
 def bus(p, t):
     "A bus: a row of windows, a door, wheels that turn."
-    p.blob("main", (.02, .02), (.5, .0), (1.16, .0), (1.27, .04), (1.30, .30), (1.30, .56), (.65, .57), (.0, .56), (.0, .26))
-    for x in (.07, .29, .51, .73): p.rect("glass", x, .09, x + .16, .21)
-    p.poly("glass", (1.15, .09), (1.24, .09), (1.27, .28), (1.15, .28))
-    p.rect("shade", .95, .09, 1.09, .56), p.rect("glass", .98, .12, 1.06, .34)
-    p.rect("light", .0, .30, .95, .35), p.rect("shade", .0, .50, 1.30, .56), p.ellipse("gold", 1.27, .42, .03)
-    p.wheel(.25, .57, .10, t), p.wheel(1.05, .57, .10, t)
+    p.blob(
+        "main",
+        (0.02, 0.02),
+        (0.5, 0.0),
+        (1.16, 0.0),
+        (1.27, 0.04),
+        (1.30, 0.30),
+        (1.30, 0.56),
+        (0.65, 0.57),
+        (0.0, 0.56),
+        (0.0, 0.26),
+    )
+    for x in (0.07, 0.29, 0.51, 0.73):
+        p.rect("glass", x, 0.09, x + 0.16, 0.21)
+    p.poly("glass", (1.15, 0.09), (1.24, 0.09), (1.27, 0.28), (1.15, 0.28))
+    p.rect("shade", 0.95, 0.09, 1.09, 0.56), p.rect("glass", 0.98, 0.12, 1.06, 0.34)
+    (
+        p.rect("light", 0.0, 0.30, 0.95, 0.35),
+        p.rect("shade", 0.0, 0.50, 1.30, 0.56),
+        p.ellipse("gold", 1.27, 0.42, 0.03),
+    )
+    p.wheel(0.25, 0.57, 0.10, t), p.wheel(1.05, 0.57, 0.10, t)
 
 # %% ../nbs/00_sprites.ipynb #1d8e24cd
 @add_sprite
 def ball(p, t):
     "A ball that rolls under a resting highlight."
-    p.ellipse("main", .5, .5, .5)
-    for tag, w in (("dark", .042), ("snow", .028)):
-        p.poly(tag, *(.5 + .5 * np.concatenate([arc(-w, w, 9), arc(.5 - w, .5 + w, 9)])))
-    p.turn(t, (.5, .5))
-    p.ellipse("light", .33, .24, .10, .06, turn=-.6)
+    p.ellipse("main", 0.5, 0.5, 0.5)
+    for tag, w in (("dark", 0.042), ("snow", 0.028)):
+        p.poly(tag, *(0.5 + 0.5 * np.concatenate([arc(-w, w, 9), arc(0.5 - w, 0.5 + w, 9)])))
+    p.turn(t, (0.5, 0.5))
+    p.ellipse("light", 0.33, 0.24, 0.10, 0.06, turn=-0.6)
 
 # %% ../nbs/00_sprites.ipynb #c7a93003
 @add_sprite
 def rocket(p, t):
     "A rocket: the flame flickers."
-    f = .05 * np.sin(t)
-    p.blob("flame", (.38, .80), (.62, .80), (.59, .91), (.5 + f/2, 1.05 + f), (.41, .91))
-    p.blob("gold", (.43, .80), (.57, .80), (.5 + f/3, .96 + f))
+    f = 0.05 * np.sin(t)
+    p.blob("flame", (0.38, 0.80), (0.62, 0.80), (0.59, 0.91), (0.5 + f / 2, 1.05 + f), (0.41, 0.91))
+    p.blob("gold", (0.43, 0.80), (0.57, 0.80), (0.5 + f / 3, 0.96 + f))
     for k in (-1, 1):
-        p.poly("dark", (.5, .44), (.5 + .42*k, .76), (.5 + .42*k, .93), (.5, .80))
-        p.poly("shade", (.5, .47), (.5 + .39*k, .77), (.5 + .39*k, .88), (.5, .76))
-    side = np.array([(.0, .0), (.15, .12), (.24, .34), (.23, .58), (.16, .80), (.0, .83)])
-    p.blob("main", *(side + (.5, 0)), *(side[-2:0:-1] * (-1, 1) + (.5, 0)))
-    p.blob("light", (.5, .01), (.61, .10), (.66, .17), (.5, .19), (.34, .17), (.39, .10))
-    p.ellipse("dark", .5, .38, .115), p.ellipse("glass", .5, .38, .08), p.line("shade", .04, (.5, .60), (.5, .80))
+        p.poly("dark", (0.5, 0.44), (0.5 + 0.42 * k, 0.76), (0.5 + 0.42 * k, 0.93), (0.5, 0.80))
+        p.poly("shade", (0.5, 0.47), (0.5 + 0.39 * k, 0.77), (0.5 + 0.39 * k, 0.88), (0.5, 0.76))
+    side = np.array(
+        [(0.0, 0.0), (0.15, 0.12), (0.24, 0.34), (0.23, 0.58), (0.16, 0.80), (0.0, 0.83)]
+    )
+    p.blob("main", *(side + (0.5, 0)), *(side[-2:0:-1] * (-1, 1) + (0.5, 0)))
+    p.blob(
+        "light", (0.5, 0.01), (0.61, 0.10), (0.66, 0.17), (0.5, 0.19), (0.34, 0.17), (0.39, 0.10)
+    )
+    (
+        p.ellipse("dark", 0.5, 0.38, 0.115),
+        p.ellipse("glass", 0.5, 0.38, 0.08),
+        p.line("shade", 0.04, (0.5, 0.60), (0.5, 0.80)),
+    )
 
 # %% ../nbs/00_sprites.ipynb #e8950fa9
 @add_sprite
 def flower(p, t):
     "A flower that sways about its root."
-    p.line("leaf", .055, (.5, .5), (.52, .80), (.5, 1.10))
-    p.blob("leaf", (.5, 1.02), (.58, .90), (.76, .87), (.68, 1.0))
-    p.blob("leaf", (.5, 1.06), (.42, .94), (.26, .92), (.34, 1.03))
-    petals = arc(0, 5/6, 6)
-    for x, y in petals: p.ellipse("main", .5 + .27*x, .42 + .27*y, .18)
-    for x, y in petals: p.line("shade", .025, (.5, .42), (.5 + .28*x, .42 + .28*y))
-    p.ellipse("bark", .5, .42, .125), p.ellipse("gold", .5, .42, .085)
-    p.turn(.12*np.sin(t), (.5, 1.1))
+    p.line("leaf", 0.055, (0.5, 0.5), (0.52, 0.80), (0.5, 1.10))
+    p.blob("leaf", (0.5, 1.02), (0.58, 0.90), (0.76, 0.87), (0.68, 1.0))
+    p.blob("leaf", (0.5, 1.06), (0.42, 0.94), (0.26, 0.92), (0.34, 1.03))
+    petals = arc(0, 5 / 6, 6)
+    for x, y in petals:
+        p.ellipse("main", 0.5 + 0.27 * x, 0.42 + 0.27 * y, 0.18)
+    for x, y in petals:
+        p.line("shade", 0.025, (0.5, 0.42), (0.5 + 0.28 * x, 0.42 + 0.28 * y))
+    p.ellipse("bark", 0.5, 0.42, 0.125), p.ellipse("gold", 0.5, 0.42, 0.085)
+    p.turn(0.12 * np.sin(t), (0.5, 1.1))
 
 # %% ../nbs/00_sprites.ipynb #62a54934
 @add_sprite
 def cup(p, t):
     "A cup of coffee, seen a little from above."
-    p.line("main", .10, (.70, .28), (.92, .26), (1.0, .44), (.88, .62), (.64, .66))
-    p.blob("main", (.02, .14), (.4, .14), (.78, .14), (.77, .42), (.68, .82), (.56, .88), (.24, .88), (.12, .82), (.03, .42))
-    p.ellipse("light", .40, .14, .38, .10), p.ellipse("bark", .40, .15, .31, .068)
-    p.blob("shade", (.76, .44), (.68, .82), (.56, .88), (.40, .88), (.56, .78), (.66, .50))
-    p.turn(.04*np.sin(t), (.4, .9))
+    p.line("main", 0.10, (0.70, 0.28), (0.92, 0.26), (1.0, 0.44), (0.88, 0.62), (0.64, 0.66))
+    p.blob(
+        "main",
+        (0.02, 0.14),
+        (0.4, 0.14),
+        (0.78, 0.14),
+        (0.77, 0.42),
+        (0.68, 0.82),
+        (0.56, 0.88),
+        (0.24, 0.88),
+        (0.12, 0.82),
+        (0.03, 0.42),
+    )
+    p.ellipse("light", 0.40, 0.14, 0.38, 0.10), p.ellipse("bark", 0.40, 0.15, 0.31, 0.068)
+    p.blob(
+        "shade", (0.76, 0.44), (0.68, 0.82), (0.56, 0.88), (0.40, 0.88), (0.56, 0.78), (0.66, 0.50)
+    )
+    p.turn(0.04 * np.sin(t), (0.4, 0.9))
 
 # %% ../nbs/00_sprites.ipynb #b4e2df35
 @add_sprite
 def lamp(p, t):
     "A lamp: the bulb glows."
-    p.ellipse("gold", .5, .64, .10 + .02*np.sin(t), .08)
-    p.line("steel", .07, (.5, .5), (.5, .92))
-    p.blob("shade", (.24, .98), (.34, .88), (.66, .88), (.76, .98), (.5, 1.0))
-    p.poly("main", (.28, .0), (.72, .0), (.98, .62), (.02, .62))
-    p.poly("light", (.33, .03), (.41, .03), (.27, .56), (.11, .56))
-    p.poly("shade", (.045, .56), (.955, .56), (.98, .62), (.02, .62))
+    p.ellipse("gold", 0.5, 0.64, 0.10 + 0.02 * np.sin(t), 0.08)
+    p.line("steel", 0.07, (0.5, 0.5), (0.5, 0.92))
+    p.blob("shade", (0.24, 0.98), (0.34, 0.88), (0.66, 0.88), (0.76, 0.98), (0.5, 1.0))
+    p.poly("main", (0.28, 0.0), (0.72, 0.0), (0.98, 0.62), (0.02, 0.62))
+    p.poly("light", (0.33, 0.03), (0.41, 0.03), (0.27, 0.56), (0.11, 0.56))
+    p.poly("shade", (0.045, 0.56), (0.955, 0.56), (0.98, 0.62), (0.02, 0.62))
 
 # %% ../nbs/00_sprites.ipynb #e068c7d8
 @add_sprite
 def umbrella(p, t):
     "An umbrella that swings, its cloth in four gores."
-    p.line("bark", .05, (.5, .0), (.5, .84)), p.line("bark", .05, (.5, .82), (.52, .93), (.60, .95), (.66, .86))
-    p.ellipse("main", .5, .52, .5, .46, span=(.5, 1.))
-    for x, tag in ((.125, "main"), (.375, "shade"), (.625, "main"), (.875, "shade")): p.ellipse(tag, x, .51, .125, .06)
-    p.blob("shade", (.25, .53), (.32, .27), (.5, .06), (.46, .32), (.5, .53))
-    p.blob("shade", (.75, .53), (.90, .50), (.98, .47), (.90, .29), (.72, .11), (.5, .06), (.68, .27))
-    p.turn(.10*np.sin(t), (.5, .9))
+    (
+        p.line("bark", 0.05, (0.5, 0.0), (0.5, 0.84)),
+        p.line("bark", 0.05, (0.5, 0.82), (0.52, 0.93), (0.60, 0.95), (0.66, 0.86)),
+    )
+    p.ellipse("main", 0.5, 0.52, 0.5, 0.46, span=(0.5, 1.0))
+    for x, tag in ((0.125, "main"), (0.375, "shade"), (0.625, "main"), (0.875, "shade")):
+        p.ellipse(tag, x, 0.51, 0.125, 0.06)
+    p.blob("shade", (0.25, 0.53), (0.32, 0.27), (0.5, 0.06), (0.46, 0.32), (0.5, 0.53))
+    p.blob(
+        "shade",
+        (0.75, 0.53),
+        (0.90, 0.50),
+        (0.98, 0.47),
+        (0.90, 0.29),
+        (0.72, 0.11),
+        (0.5, 0.06),
+        (0.68, 0.27),
+    )
+    p.turn(0.10 * np.sin(t), (0.5, 0.9))
 
 # %% ../nbs/00_sprites.ipynb #41b589c6
 @add_sprite
 def book(p, t):
     "A book: spine, title, the edges of the pages."
-    p.poly("shade", (.12, .04), (.80, .04), (.84, .98), (.12, .98))
-    p.poly("snow", (.14, .86), (.78, .86), (.82, .945), (.14, .945))
-    p.rect("main", .06, .0, .80, .88), p.rect("shade", .06, .0, .16, .98), p.line("dark", .02, (.17, .0), (.17, .90))
-    p.rect("light", .28, .16, .70, .26), p.rect("light", .34, .33, .64, .38)
-    p.turn(.12 + .03*np.sin(t), (.5, .5))
+    p.poly("shade", (0.12, 0.04), (0.80, 0.04), (0.84, 0.98), (0.12, 0.98))
+    p.poly("snow", (0.14, 0.86), (0.78, 0.86), (0.82, 0.945), (0.14, 0.945))
+    (
+        p.rect("main", 0.06, 0.0, 0.80, 0.88),
+        p.rect("shade", 0.06, 0.0, 0.16, 0.98),
+        p.line("dark", 0.02, (0.17, 0.0), (0.17, 0.90)),
+    )
+    p.rect("light", 0.28, 0.16, 0.70, 0.26), p.rect("light", 0.34, 0.33, 0.64, 0.38)
+    p.turn(0.12 + 0.03 * np.sin(t), (0.5, 0.5))
 
 # %% ../nbs/00_sprites.ipynb #edad2345
 def backdrop(
-    stops:list, # [(y from 0 to 1, RGB), ...] from top to bottom
-    height:int, # pixels
-)->np.ndarray: # uint8 (height, 1, 3)
+    stops: list,  # [(y from 0 to 1, RGB), ...] from top to bottom
+    height: int,  # pixels
+) -> np.ndarray:  # uint8 (height, 1, 3)
     "Vertical gradient through colours."
     y, colours = np.linspace(0, 1, height), np.array([colour for _, colour in stops], float)
-    return np.stack([np.interp(y, [y for y, _ in stops], c) for c in colours.T], 1)[:, None].astype(np.uint8)
+    return np.stack([np.interp(y, [y for y, _ in stops], c) for c in colours.T], 1)[:, None].astype(
+        np.uint8
+    )
 
 # %% ../nbs/00_sprites.ipynb #d989c6e1
 def hill(
-    p:Pen,
-    rng:np.random.Generator, # three numbers are taken
-    colour:tuple, # RGB
-    y:float, # mean height of the ridge, 0 is the top
-    rise:float, # of the waves
+    p: Pen,
+    rng: np.random.Generator,  # three numbers are taken
+    colour: tuple,  # RGB
+    y: float,  # mean height of the ridge, 0 is the top
+    rise: float,  # of the waves
 ):
     "A rolling hill, filled down to the bottom."
     x = np.linspace(0, 1, 25)
-    a, b = rng.uniform(0, 2*np.pi, 2)
-    top = y - rise * (np.sin(rng.uniform(3, 5)*x + a) + .4*np.sin(9*x + b))
+    a, b = rng.uniform(0, 2 * np.pi, 2)
+    top = y - rise * (np.sin(rng.uniform(3, 5) * x + a) + 0.4 * np.sin(9 * x + b))
     p.poly(colour, *np.stack([x, top], 1), (1, 1), (0, 1))
 
 # %% ../nbs/00_sprites.ipynb #e7592256
 def puff(
-    p:Pen,
-    colour:tuple, # RGB
-    x:float, y:float, # centre
-    r:float, # a quarter of its width
-    rng:np.random.Generator, # five numbers are taken
+    p: Pen,
+    colour: tuple,  # RGB
+    x: float,
+    y: float,  # centre
+    r: float,  # a quarter of its width
+    rng: np.random.Generator,  # five numbers are taken
 ):
     "A flat-bottomed cloud of five ellipses."
-    for dx, dy, k in ((-1.1, 0, .6), (-.4, -.35, .85), (.5, -.25, .75), (1.2, 0, .55), (0, .1, .7)):
-        p.ellipse(colour, x + dx*r/p.aspect, y + dy*r, k*r*rng.uniform(.9, 1.1), .8*k*r)
+    for dx, dy, k in (
+        (-1.1, 0, 0.6),
+        (-0.4, -0.35, 0.85),
+        (0.5, -0.25, 0.75),
+        (1.2, 0, 0.55),
+        (0, 0.1, 0.7),
+    ):
+        p.ellipse(
+            colour, x + dx * r / p.aspect, y + dy * r, k * r * rng.uniform(0.9, 1.1), 0.8 * k * r
+        )
 
 # %% ../nbs/00_sprites.ipynb #b9116550
 def speckle(
-    p:Pen,
-    rng:np.random.Generator,
-    n:int, # how many
-    colours:list, # of RGB, chosen at random
-    low:float, high:float, # heights between which they lie, 0 is the top
-    size:float, # of the nearest
+    p: Pen,
+    rng: np.random.Generator,
+    n: int,  # how many
+    colours: list,  # of RGB, chosen at random
+    low: float,
+    high: float,  # heights between which they lie, 0 is the top
+    size: float,  # of the nearest
 ):
     "Small dashes on the ground, larger when nearer."
-    for x, y, k in zip(rng.uniform(0, 1, n), rng.uniform(low, high, n), rng.integers(len(colours), size=n)):
-        s = size * (.4 + (y - low) / (high - low))
-        p.poly(colours[k], (x - s, y), (x, y - s), (x + s, y), (x, y + .4*s))
+    for x, y, k in zip(
+        rng.uniform(0, 1, n), rng.uniform(low, high, n), rng.integers(len(colours), size=n)
+    ):
+        s = size * (0.4 + (y - low) / (high - low))
+        p.poly(colours[k], (x - s, y), (x, y - s), (x + s, y), (x, y + 0.4 * s))
 
 # %% ../nbs/00_sprites.ipynb #4e68989a
 def texture(
-    height:int, # pixels
-    width:int, # pixels
-    rng:np.random.Generator,
-)->np.ndarray: # uint8 (height, width, 1), 0 to 19
+    height: int,  # pixels
+    width: int,  # pixels
+    rng: np.random.Generator,
+) -> np.ndarray:  # uint8 (height, width, 1), 0 to 19
     "Grain and soft blotches."
     grain = np.frombuffer(rng.bytes(height * width), np.uint8).reshape(height, width) & 7
-    blotches = Image.fromarray(rng.integers(0, 13, (height//12 + 1, width//12 + 1), np.uint8))
+    blotches = Image.fromarray(rng.integers(0, 13, (height // 12 + 1, width // 12 + 1), np.uint8))
     return (grain + np.asarray(blotches.resize((width, height), Image.BILINEAR)))[..., None]
 
 # %% ../nbs/00_sprites.ipynb #79b26130
 SCENES = {}
 
+
 def add_scene(
-    draw, # `draw(pen, rng)`, returns the stops of `backdrop`
-): # the same function
+    draw,  # `draw(pen, rng)`, returns the stops of `backdrop`
+):  # the same function
     "Register a scene under the function's name."
     SCENES[draw.__name__] = draw
     return draw
 
 # %% ../nbs/00_sprites.ipynb #56208591
 def draw_scene(
-    name:str, # key of `SCENES`
-    height:int, # pixels
-    width:int, # pixels
-    rng:np.random.Generator, # each state gives another picture
-)->np.ndarray: # uint8 (height, width, 3)
+    name: str,  # key of `SCENES`
+    height: int,  # pixels
+    width: int,  # pixels
+    rng: np.random.Generator,  # each state gives another picture
+) -> np.ndarray:  # uint8 (height, width, 3)
     "A muted background. `VRSError` for a scene that does not exist."
-    if name not in SCENES: raise unknown("scene", name, SCENES)
+    if name not in SCENES:
+        raise unknown("scene", name, SCENES)
     pen = Pen(width / height)
     stops = SCENES[name](pen, rng)
-    image = Image.fromarray(backdrop(stops, 2*height)).resize((2*width, 2*height), Image.NEAREST)
-    paint(image, pen.parts, np.array([2*width, 2*height]), 0, {})
+    image = Image.fromarray(backdrop(stops, 2 * height)).resize(
+        (2 * width, 2 * height), Image.NEAREST
+    )
+    paint(image, pen.parts, np.array([2 * width, 2 * height]), 0, {})
     return np.array(image.reduce(2)) + texture(height, width, rng) - 10
 
 # %% ../nbs/00_sprites.ipynb #7b37bcdc
 @add_scene
 def sky(p, rng):
     "Clouds, a pale sun, hills far below."
-    p.ellipse((232, 226, 206), rng.uniform(.1, .9), rng.uniform(.1, .3), .08)
-    for x, y, r in rng.uniform((0, -.06, .06), (1, .06, .11), (4, 3)) + np.array([[0, y, 0] for y in (.14, .34, .52, .70)]):
+    p.ellipse((232, 226, 206), rng.uniform(0.1, 0.9), rng.uniform(0.1, 0.3), 0.08)
+    for x, y, r in rng.uniform((0, -0.06, 0.06), (1, 0.06, 0.11), (4, 3)) + np.array(
+        [[0, y, 0] for y in (0.14, 0.34, 0.52, 0.70)]
+    ):
         puff(p, mix((222, 228, 230), (234, 236, 234), y), x, y, r, rng)
-    hill(p, rng, (170, 184, 186), .92, .02), hill(p, rng, (158, 174, 166), .96, .02)
-    return [(0, (158, 184, 202)), (.75, (204, 214, 216)), (1, (220, 220, 210))]
+    hill(p, rng, (170, 184, 186), 0.92, 0.02), hill(p, rng, (158, 174, 166), 0.96, 0.02)
+    return [(0, (158, 184, 202)), (0.75, (204, 214, 216)), (1, (220, 220, 210))]
 
 # %% ../nbs/00_sprites.ipynb #295b23b2
 @add_scene
 def meadow(p, rng):
     "Grass with tufts and flowers, a wood behind."
-    puff(p, (224, 228, 226), rng.uniform(.1, .9), rng.uniform(.08, .18), rng.uniform(.05, .08), rng)
-    hill(p, rng, (160, 178, 164), .36, .04)
+    puff(
+        p,
+        (224, 228, 226),
+        rng.uniform(0.1, 0.9),
+        rng.uniform(0.08, 0.18),
+        rng.uniform(0.05, 0.08),
+        rng,
+    )
+    hill(p, rng, (160, 178, 164), 0.36, 0.04)
     for x in rng.uniform(0, 1, 5):
-        p.ellipse((146, 164, 142), x, .43, .05, .04), p.ellipse((140, 158, 136), x + .05, .44, .04, .03)
-    hill(p, rng, (164, 180, 142), .46, .02), hill(p, rng, (172, 186, 146), .62, .03)
-    speckle(p, rng, 45, [(150, 168, 126), (184, 196, 158), (156, 174, 132)], .55, 1., .012)
-    speckle(p, rng, 10, [(206, 200, 190), (200, 184, 176)], .66, 1., .008)
-    return [(0, (176, 198, 208)), (.4, (212, 220, 216)), (1, (170, 184, 140))]
+        (
+            p.ellipse((146, 164, 142), x, 0.43, 0.05, 0.04),
+            p.ellipse((140, 158, 136), x + 0.05, 0.44, 0.04, 0.03),
+        )
+    hill(p, rng, (164, 180, 142), 0.46, 0.02), hill(p, rng, (172, 186, 146), 0.62, 0.03)
+    speckle(p, rng, 45, [(150, 168, 126), (184, 196, 158), (156, 174, 132)], 0.55, 1.0, 0.012)
+    speckle(p, rng, 10, [(206, 200, 190), (200, 184, 176)], 0.66, 1.0, 0.008)
+    return [(0, (176, 198, 208)), (0.4, (212, 220, 216)), (1, (170, 184, 140))]
 
 # %% ../nbs/00_sprites.ipynb #416eb5d8
 @add_scene
 def sea(p, rng):
     "Bands of waves, an island, a cloud."
-    x, y = rng.uniform(.15, .85), rng.uniform(.26, .32)
-    p.blob((156, 166, 160), (x - .16, y + .02), (x - .08, y - .04), (x + .02, y - .07), (x + .10, y - .03), (x + .17, y + .02))
-    xs = np.linspace(-.02, 1.02, 41)
-    for d in np.linspace(0, .62, 8):
-        top = y + d + .016*d * np.sin((34 - 34*d) * xs + rng.uniform(0, 6)) + .006*d * np.sin(40*xs)
-        p.poly(mix((156, 180, 186), (112, 142, 156), d / .62), *np.stack([xs, top], 1), (1, 1), (0, 1))
+    x, y = rng.uniform(0.15, 0.85), rng.uniform(0.26, 0.32)
+    p.blob(
+        (156, 166, 160),
+        (x - 0.16, y + 0.02),
+        (x - 0.08, y - 0.04),
+        (x + 0.02, y - 0.07),
+        (x + 0.10, y - 0.03),
+        (x + 0.17, y + 0.02),
+    )
+    xs = np.linspace(-0.02, 1.02, 41)
+    for d in np.linspace(0, 0.62, 8):
+        top = (
+            y
+            + d
+            + 0.016 * d * np.sin((34 - 34 * d) * xs + rng.uniform(0, 6))
+            + 0.006 * d * np.sin(40 * xs)
+        )
+        p.poly(
+            mix((156, 180, 186), (112, 142, 156), d / 0.62), *np.stack([xs, top], 1), (1, 1), (0, 1)
+        )
         for i in rng.integers(0, 34, 3):
-            crest = np.stack([xs, top + .012], 1)[i:i + 6]
-            p.poly((178, 197, 200), *crest, *(crest[4:0:-1] + (0, .005 + .007*d)))
-    puff(p, (226, 228, 226), rng.uniform(0, 1), .12, rng.uniform(.04, .08), rng)
-    return [(0, (180, 200, 210)), (.3, (222, 222, 214)), (1, (120, 150, 160))]
+            crest = np.stack([xs, top + 0.012], 1)[i : i + 6]
+            p.poly((178, 197, 200), *crest, *(crest[4:0:-1] + (0, 0.005 + 0.007 * d)))
+    puff(p, (226, 228, 226), rng.uniform(0, 1), 0.12, rng.uniform(0.04, 0.08), rng)
+    return [(0, (180, 200, 210)), (0.3, (222, 222, 214)), (1, (120, 150, 160))]
 
 # %% ../nbs/00_sprites.ipynb #579bd8c2
 def window(p, x, y, frame):
     "A window with four panes, curtains beside it."
-    p.rect(frame, x, y, x + .34, y + .38), p.rect((190, 204, 208), x + .02, y + .02, x + .32, y + .36)
-    p.rect(frame, x + .163, y, x + .177, y + .36), p.rect(frame, x, y + .183, x + .34, y + .197)
-    for k in (x - .03, x + .29):
-        for i in range(4): p.rect(((186, 172, 168), (178, 164, 160))[i % 2], k + .02*i, y - .02, k + .02*i + .02, y + .42)
+    (
+        p.rect(frame, x, y, x + 0.34, y + 0.38),
+        p.rect((190, 204, 208), x + 0.02, y + 0.02, x + 0.32, y + 0.36),
+    )
+    (
+        p.rect(frame, x + 0.163, y, x + 0.177, y + 0.36),
+        p.rect(frame, x, y + 0.183, x + 0.34, y + 0.197),
+    )
+    for k in (x - 0.03, x + 0.29):
+        for i in range(4):
+            p.rect(
+                ((186, 172, 168), (178, 164, 160))[i % 2],
+                k + 0.02 * i,
+                y - 0.02,
+                k + 0.02 * i + 0.02,
+                y + 0.42,
+            )
 
 # %% ../nbs/00_sprites.ipynb #4323a549
 def cupboard(p, x, floor):
     "A low cupboard with two doors."
-    p.rect((160, 140, 122), x, floor - .20, x + .36, floor + .02)
-    p.rect((172, 152, 134), x - .02, floor - .22, x + .38, floor - .19)
-    for left in (x + .02, x + .19): p.rect((168, 148, 130), left, floor - .16, left + .15, floor - .02)
+    p.rect((160, 140, 122), x, floor - 0.20, x + 0.36, floor + 0.02)
+    p.rect((172, 152, 134), x - 0.02, floor - 0.22, x + 0.38, floor - 0.19)
+    for left in (x + 0.02, x + 0.19):
+        p.rect((168, 148, 130), left, floor - 0.16, left + 0.15, floor - 0.02)
 
 # %% ../nbs/00_sprites.ipynb #30a4fe0f
 def picture(p, x, y, rng):
     "A framed landscape."
-    p.rect((156, 140, 124), x, y, x + .2, y + .18), p.rect((198, 204, 198), x + .02, y + .02, x + .18, y + .16)
-    k = rng.uniform(.05, .11)
-    p.poly((168, 180, 170), (x + .02, y + .16), (x + k, y + .06), (x + .12, y + .12), (x + .15, y + .09), (x + .18, y + .16))
+    (
+        p.rect((156, 140, 124), x, y, x + 0.2, y + 0.18),
+        p.rect((198, 204, 198), x + 0.02, y + 0.02, x + 0.18, y + 0.16),
+    )
+    k = rng.uniform(0.05, 0.11)
+    p.poly(
+        (168, 180, 170),
+        (x + 0.02, y + 0.16),
+        (x + k, y + 0.06),
+        (x + 0.12, y + 0.12),
+        (x + 0.15, y + 0.09),
+        (x + 0.18, y + 0.16),
+    )
 
 # %% ../nbs/00_sprites.ipynb #351a578d
 @add_scene
 def room(p, rng):
     "Striped wallpaper, floorboards, a window, a cupboard and a picture."
-    floor, wood, trim = rng.uniform(.68, .76), (170, 150, 132), (230, 226, 218)
-    for x in np.arange(0, 1, .1) + rng.uniform(0, .05): p.rect((209, 201, 188), x, 0, x + .04, floor)
-    p.rect(wood, 0, floor, 1, 1), p.rect(trim, 0, floor - .03, 1, floor)
-    for i in range(-4, 15): p.line((158, 138, 120), .004, (.1*i, floor), (.5 + 1.9*(.1*i - .5), 1.))
-    p.ellipse((182, 166, 156), rng.uniform(.3, .7), .5 + floor/2, .34, .08)
-    a, b = rng.permutation([.08, .58]) + rng.uniform(-.05, .05, 2)
-    window(p, a, .09, trim), picture(p, b + .08, rng.uniform(.1, .16), rng)
+    floor, wood, trim = rng.uniform(0.68, 0.76), (170, 150, 132), (230, 226, 218)
+    for x in np.arange(0, 1, 0.1) + rng.uniform(0, 0.05):
+        p.rect((209, 201, 188), x, 0, x + 0.04, floor)
+    p.rect(wood, 0, floor, 1, 1), p.rect(trim, 0, floor - 0.03, 1, floor)
+    for i in range(-4, 15):
+        p.line((158, 138, 120), 0.004, (0.1 * i, floor), (0.5 + 1.9 * (0.1 * i - 0.5), 1.0))
+    p.ellipse((182, 166, 156), rng.uniform(0.3, 0.7), 0.5 + floor / 2, 0.34, 0.08)
+    a, b = rng.permutation([0.08, 0.58]) + rng.uniform(-0.05, 0.05, 2)
+    window(p, a, 0.09, trim), picture(p, b + 0.08, rng.uniform(0.1, 0.16), rng)
     cupboard(p, b, floor)
     return [(0, (218, 210, 196)), (1, (214, 206, 192))]
 
@@ -591,60 +930,78 @@ def room(p, rng):
 @add_scene
 def night(p, rng):
     "Stars, a moon, houses with a light on."
-    for x, y, s in rng.uniform((0, 0, .002), (1, .7, .005), (45, 3)): p.ellipse((166, 166, 164), x, y, s)
-    x, y = rng.uniform(.12, .88), rng.uniform(.12, .25)
-    for dx, dy, r, c in ((0, 0, .075, 200), (-.02, .015, .018, 184), (.03, -.02, .012, 184)):
+    for x, y, s in rng.uniform((0, 0, 0.002), (1, 0.7, 0.005), (45, 3)):
+        p.ellipse((166, 166, 164), x, y, s)
+    x, y = rng.uniform(0.12, 0.88), rng.uniform(0.12, 0.25)
+    for dx, dy, r, c in ((0, 0, 0.075, 200), (-0.02, 0.015, 0.018, 184), (0.03, -0.02, 0.012, 184)):
         p.ellipse((c, c - 4, c - 20), x + dx, y + dy, r)
-    hill(p, rng, (54, 60, 76), .78, .03)
-    for x in rng.uniform(0, .92, 4):
-        y = rng.uniform(.80, .84)
-        p.rect((46, 50, 62), x, y, x + .08, 1.), p.poly((46, 50, 62), (x - .01, y), (x + .04, y - .05), (x + .09, y))
-        p.rect((158, 146, 108), x + .03, y + .02, x + .05, y + .04)
-    hill(p, rng, (42, 48, 60), .90, .02)
-    return [(0, (40, 44, 64)), (.8, (76, 80, 100)), (1, (60, 64, 80))]
+    hill(p, rng, (54, 60, 76), 0.78, 0.03)
+    for x in rng.uniform(0, 0.92, 4):
+        y = rng.uniform(0.80, 0.84)
+        (
+            p.rect((46, 50, 62), x, y, x + 0.08, 1.0),
+            p.poly((46, 50, 62), (x - 0.01, y), (x + 0.04, y - 0.05), (x + 0.09, y)),
+        )
+        p.rect((158, 146, 108), x + 0.03, y + 0.02, x + 0.05, y + 0.04)
+    hill(p, rng, (42, 48, 60), 0.90, 0.02)
+    return [(0, (40, 44, 64)), (0.8, (76, 80, 100)), (1, (60, 64, 80))]
 
 # %% ../nbs/00_sprites.ipynb #9da10092
 OCCLUDERS = {}
 OCCLUDER_COLOURS = dict(tree=(112, 130, 98), wall=(150, 132, 122), cloud=(206, 211, 214))
 
+
 def add_occluder(
-    draw, # `draw(pen, rng)`, fills the unit square
-): # the same function
+    draw,  # `draw(pen, rng)`, fills the unit square
+):  # the same function
     "Register an occluder under the function's name; its colour is in `OCCLUDER_COLOURS`."
     OCCLUDERS[draw.__name__] = draw
     return draw
 
 # %% ../nbs/00_sprites.ipynb #6e54426f
 def draw_occluder(
-    kind:str, # key of `OCCLUDERS`
-    height:int, # pixels
-    width:int, # pixels
-    rng:np.random.Generator, # each state gives another one
-)->np.ndarray: # uint8 RGBA (height, width, 4)
+    kind: str,  # key of `OCCLUDERS`
+    height: int,  # pixels
+    width: int,  # pixels
+    rng: np.random.Generator,  # each state gives another one
+) -> np.ndarray:  # uint8 RGBA (height, width, 4)
     "Something to hide behind, opaque inside its silhouette. `VRSError` for a kind that does not exist."
-    if kind not in OCCLUDERS: raise unknown("occluder", kind, OCCLUDERS)
+    if kind not in OCCLUDERS:
+        raise unknown("occluder", kind, OCCLUDERS)
     pen = Pen()
     OCCLUDERS[kind](pen, rng)
     points = np.concatenate([p for _, p, _ in pen.parts])
     colours = palette(OCCLUDER_COLOURS[kind]) | dict(wood=(128, 108, 92), bark=(108, 90, 76))
-    return draw_outlined(pen.parts, (*points.min(0), *points.max(0)), height, width, colours, 1.)
+    return draw_outlined(pen.parts, (*points.min(0), *points.max(0)), height, width, colours, 1.0)
 
 # %% ../nbs/00_sprites.ipynb #877c32f9
 def tufts(rng):
     "Loosely spread points [16, 2] inside the crown of a tree."
-    x, y = np.meshgrid(np.linspace(.2, .70, 4), np.linspace(.2, .59, 4))
-    return np.stack([x + .07*(np.arange(4) % 2)[:, None], y], -1).reshape(-1, 2) + rng.uniform(-.04, .04, (16, 2))
+    x, y = np.meshgrid(np.linspace(0.2, 0.70, 4), np.linspace(0.2, 0.59, 4))
+    return np.stack([x + 0.07 * (np.arange(4) % 2)[:, None], y], -1).reshape(-1, 2) + rng.uniform(
+        -0.04, 0.04, (16, 2)
+    )
 
 # %% ../nbs/00_sprites.ipynb #e55ebcc3
 @add_occluder
 def tree(p, rng):
     "A tree: trunk, crown, leaves in light and shade."
-    p.poly("wood", (.34, .6), (.66, .6), (.70, 1.), (.30, 1.))
-    p.line("bark", .03, (.45, .86), (.45, .97)), p.line("bark", .03, (.56, .83), (.56, .93))
-    p.ellipse("main", .5, .42, .44, .36)
-    for x, y in arc(0, 11/12, 12) @ rotation(rng.uniform(0, .5)): p.ellipse("main", .5 + .37*x, .42 + .30*y, .13, .12)
+    p.poly("wood", (0.34, 0.6), (0.66, 0.6), (0.70, 1.0), (0.30, 1.0))
+    (
+        p.line("bark", 0.03, (0.45, 0.86), (0.45, 0.97)),
+        p.line("bark", 0.03, (0.56, 0.83), (0.56, 0.93)),
+    )
+    p.ellipse("main", 0.5, 0.42, 0.44, 0.36)
+    for x, y in arc(0, 11 / 12, 12) @ rotation(rng.uniform(0, 0.5)):
+        p.ellipse("main", 0.5 + 0.37 * x, 0.42 + 0.30 * y, 0.13, 0.12)
     for x, y in tufts(rng):
-        p.blob("light" if x + y < .9 else "shade", (x - .07, y + .01), (x, y - .05), (x + .07, y + .01), (x, y - .02))
+        p.blob(
+            "light" if x + y < 0.9 else "shade",
+            (x - 0.07, y + 0.01),
+            (x, y - 0.05),
+            (x + 0.07, y + 0.01),
+            (x, y - 0.02),
+        )
 
 # %% ../nbs/00_sprites.ipynb #5655340a
 @add_occluder
@@ -652,16 +1009,32 @@ def wall(p, rng):
     "Bricks in eight rows, every second one shifted."
     p.rect("shade", 0, 0, 1, 1)
     for row in range(8):
-        for x in np.arange(-1, 4) / 4 + .125*(row % 2):
+        for x in np.arange(-1, 4) / 4 + 0.125 * (row % 2):
             brick = mix((150, 132, 122), (172, 154, 142), rng.random())
-            p.rect(brick, max(.008, x + .008), row/8 + .01, min(.992, x + .242), row/8 + .115)
+            p.rect(
+                brick, max(0.008, x + 0.008), row / 8 + 0.01, min(0.992, x + 0.242), row / 8 + 0.115
+            )
 
 # %% ../nbs/00_sprites.ipynb #6ff866f3
 @add_occluder
 def cloud(p, rng):
     "Six puffs, each lit from above."
-    puffs = np.array([(.16, .62, .17), (.34, .34, .23), (.62, .30, .27), (.84, .60, .17), (.68, .74, .22), (.32, .76, .22)])
-    puffs *= rng.uniform(.97, 1., puffs.shape)
-    p.ellipse("main", .5, .56, .40, .36)
-    for x, y, r in puffs: p.ellipse("main", x, y, r)
-    for x, y, r in puffs: p.ellipse("light", x - .05*r, y - .2*r, .62*r), p.ellipse("main", x + .05*r, y + .02*r, .60*r)
+    puffs = np.array(
+        [
+            (0.16, 0.62, 0.17),
+            (0.34, 0.34, 0.23),
+            (0.62, 0.30, 0.27),
+            (0.84, 0.60, 0.17),
+            (0.68, 0.74, 0.22),
+            (0.32, 0.76, 0.22),
+        ]
+    )
+    puffs *= rng.uniform(0.97, 1.0, puffs.shape)
+    p.ellipse("main", 0.5, 0.56, 0.40, 0.36)
+    for x, y, r in puffs:
+        p.ellipse("main", x, y, r)
+    for x, y, r in puffs:
+        (
+            p.ellipse("light", x - 0.05 * r, y - 0.2 * r, 0.62 * r),
+            p.ellipse("main", x + 0.05 * r, y + 0.02 * r, 0.60 * r),
+        )

@@ -16,48 +16,58 @@ def _check_tokens(seg, tak):
     "Raise `ValueError` unless `seg` is [T', D] with T' >= 1 and `tak` is [1, D], both floating point."
     for name, x in (("seg", seg), ("tak", tak)):
         if not torch.is_tensor(x) or not x.is_floating_point():
-            raise ValueError(f"{name} must be a floating-point tensor, got {getattr(x, 'dtype', type(x).__name__)}")
+            raise ValueError(
+                f"{name} must be a floating-point tensor, got {getattr(x, 'dtype', type(x).__name__)}"
+            )
     if seg.ndim != 2 or seg.shape[0] == 0:
         raise ValueError(f"seg must be [T', D] with at least one frame, got {list(seg.shape)}")
     if tak.shape != (1, seg.shape[1]):
-        raise ValueError(f"tak must be [1, {seg.shape[1]}] to match seg {list(seg.shape)}, got {list(tak.shape)}")
+        raise ValueError(
+            f"tak must be [1, {seg.shape[1]}] to match seg {list(seg.shape)}, got {list(tak.shape)}"
+        )
 
 # %% ../nbs/11_tda.ipynb #b98ea03a
 def frame_similarity(
-    seg:Tensor, # [T', D], one `[SEG]` embedding a frame
-    tak:Tensor, # [1, D], the `[TAK]` embedding of the video
-)->Tensor: # [T'], cosines in [-1, 1]; 0 where a token is all zeros
+    seg: Tensor,  # [T', D], one `[SEG]` embedding a frame
+    tak: Tensor,  # [1, D], the `[TAK]` embedding of the video
+) -> Tensor:  # [T'], cosines in [-1, 1]; 0 where a token is all zeros
     "Cosine between every frame token and the video token (VRS-HQ, section 3, TDA). Bad shapes raise `ValueError`."
     _check_tokens(seg, tak)
     return F.cosine_similarity(seg, tak, dim=-1)
 
 # %% ../nbs/11_tda.ipynb #2b5052ea
 def frame_weights(
-    seg:Tensor, # [T', D]
-    tak:Tensor, # [1, D]
-    temperature:float=1., # divides the similarities: small is peaky, large is flat
-    how:str="softmax", # "softmax" (paper), "mean", "max", "none", "attention"
-)->Tensor: # [T'], not negative, sums to 1
+    seg: Tensor,  # [T', D]
+    tak: Tensor,  # [1, D]
+    temperature: float = 1.0,  # divides the similarities: small is peaky, large is flat
+    how: str = "softmax",  # "softmax" (paper), "mean", "max", "none", "attention"
+) -> Tensor:  # [T'], not negative, sums to 1
     "How much each frame counts: the λ of VRS-HQ, and its variants. A bad argument raises `ValueError`."
     if not (math.isfinite(temperature) and temperature > 0):
         raise ValueError(f"temperature must be a finite number > 0, got {temperature}")
     cos = frame_similarity(seg, tak)
-    if how in ("softmax", "none"): return (cos[:, None] / temperature).softmax(0)[:, 0] # a column: see section 5
-    if how == "mean": return torch.full_like(cos, 1 / len(cos))
-    if how == "max": return F.one_hot(cos.argmax(), len(cos)).to(cos)
-    if how == "attention": return (seg @ tak[0] / seg.shape[1]**.5 / temperature).softmax(0)
+    if how in ("softmax", "none"):
+        return (cos[:, None] / temperature).softmax(0)[:, 0]  # a column: see section 5
+    if how == "mean":
+        return torch.full_like(cos, 1 / len(cos))
+    if how == "max":
+        return F.one_hot(cos.argmax(), len(cos)).to(cos)
+    if how == "attention":
+        return (seg @ tak[0] / seg.shape[1] ** 0.5 / temperature).softmax(0)
     raise ValueError(f'how must be "softmax", "mean", "max", "none" or "attention", got {how!r}')
 
 # %% ../nbs/11_tda.ipynb #23549a8a
 def tda(
-    seg:Tensor, # [T', D], one `[SEG]` embedding a frame
-    tak:Tensor, # [1, D], the `[TAK]` embedding of the video
-    alpha:float=.1, # how much of the frames is added; 0 leaves `tak` as it is
-    temperature:float=1., # of the softmax over frames
-    how:str="softmax", # "softmax" (paper), "mean", "max", "none", "attention"
-)->tuple[Tensor, Tensor]: # fused token [1, D], weights [T']
+    seg: Tensor,  # [T', D], one `[SEG]` embedding a frame
+    tak: Tensor,  # [1, D], the `[TAK]` embedding of the video
+    alpha: float = 0.1,  # how much of the frames is added; 0 leaves `tak` as it is
+    temperature: float = 1.0,  # of the softmax over frames
+    how: str = "softmax",  # "softmax" (paper), "mean", "max", "none", "attention"
+) -> tuple[Tensor, Tensor]:  # fused token [1, D], weights [T']
     "Temporal dynamic aggregation, `tak + alpha * Σ λ_i seg_i` (VRS-HQ, section 3). A bad argument raises `ValueError`."
-    if not torch.as_tensor(alpha).isfinite().all(): raise ValueError(f"alpha must be a finite number, got {alpha}")
+    if not torch.as_tensor(alpha).isfinite().all():
+        raise ValueError(f"alpha must be a finite number, got {alpha}")
     weights = frame_weights(seg, tak, temperature, how)
-    if how == "none": return tak, weights
+    if how == "none":
+        return tak, weights
     return tak + (alpha * weights)[None] @ seg, weights

@@ -8,7 +8,8 @@ __all__ = ['CLIP_MEAN', 'CLIP_STD', 'fit_frames', 'clip_tokenize', 'FrameTextSco
            'candidate_frames', 'keyframe_scores', 'Candidate', 'select_keyframe']
 
 # %% ../nbs/12_tks.ipynb #75ee9894
-import math, random
+import math
+import random
 from dataclasses import dataclass
 from typing import Callable
 import torch
@@ -18,16 +19,24 @@ from torch import nn, Tensor
 # %% ../nbs/12_tks.ipynb #023a8d30
 def _check_frames(frames, fit):
     "Raise `ValueError` unless frames are bytes [n, H, W, 3] and `fit` is known."
-    if fit not in ("crop", "stretch"): raise ValueError(f'fit must be "crop" or "stretch", got {fit!r}')
-    if frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape or frames.dtype != torch.uint8:
-        raise ValueError(f"frames must be uint8 [n, H, W, 3] with n >= 1, got {frames.dtype} {list(frames.shape)}")
+    if fit not in ("crop", "stretch"):
+        raise ValueError(f'fit must be "crop" or "stretch", got {fit!r}')
+    if (
+        frames.ndim != 4
+        or frames.shape[-1] != 3
+        or 0 in frames.shape
+        or frames.dtype != torch.uint8
+    ):
+        raise ValueError(
+            f"frames must be uint8 [n, H, W, 3] with n >= 1, got {frames.dtype} {list(frames.shape)}"
+        )
 
 # %% ../nbs/12_tks.ipynb #1ab023bf
 def fit_frames(
-    frames:Tensor, # uint8 [n, H, W, 3]
-    size:int, # S, side of the square that the model wants
-    fit:str="crop", # "crop": shortest edge to S, centre kept; "stretch": all of the picture, wrong proportions
-)->Tensor: # float [n, 3, S, S] in 0..1
+    frames: Tensor,  # uint8 [n, H, W, 3]
+    size: int,  # S, side of the square that the model wants
+    fit: str = "crop",  # "crop": shortest edge to S, centre kept; "stretch": all of the picture, wrong proportions
+) -> Tensor:  # float [n, 3, S, S] in 0..1
     "Bring frames to a square, bicubic and antialiased as PIL does it. A bad argument raises `ValueError`."
     frames = torch.as_tensor(frames)
     _check_frames(frames, fit)
@@ -35,24 +44,26 @@ def fit_frames(
     short = min(h, w)
     new = (size * h // short, size * w // short) if fit == "crop" else (size, size)
     x = frames.permute(0, 3, 1, 2)
-    if x.device.type != "cpu": x = x.float() # bytes are resized on a processor only
+    if x.device.type != "cpu":
+        x = x.float()  # bytes are resized on a processor only
     x = F.interpolate(x, new, mode="bicubic", antialias=True, align_corners=False)
     top, left = (new[0] - size) // 2, (new[1] - size) // 2
-    return x[..., top:top+size, left:left+size].float().round().clamp(0, 255) / 255
+    return x[..., top : top + size, left : left + size].float().round().clamp(0, 255) / 255
 
 # %% ../nbs/12_tks.ipynb #365830b1
 def clip_tokenize(
-    tokenizer:Callable, # a transformers tokenizer with an end token
-    texts:list[str], # m sentences
-    context_length:int=32, # longer sentences are cut, the end token always stays
-)->Tensor: # int64 [m, context_length]: words, one end token, padding
+    tokenizer: Callable,  # a transformers tokenizer with an end token
+    texts: list[str],  # m sentences
+    context_length: int = 32,  # longer sentences are cut, the end token always stays
+) -> Tensor:  # int64 [m, context_length]: words, one end token, padding
     "Token ids as `open_clip` wants them, from any transformers tokenizer. No end token raises `ValueError`."
     end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id or 0
-    if end is None: raise ValueError("the tokenizer has no end token: set eos_token before it is used for CLIP")
+    if end is None:
+        raise ValueError("the tokenizer has no end token: set eos_token before it is used for CLIP")
     out = torch.full((len(texts), context_length), pad)
     for row, text in zip(out, texts):
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"][:context_length-1] + [end]
-        row[:len(ids)] = torch.tensor(ids)
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"][: context_length - 1] + [end]
+        row[: len(ids)] = torch.tensor(ids)
     return out
 
 # %% ../nbs/12_tks.ipynb #b6838bf1
@@ -60,25 +71,33 @@ def _check_tokens(clip, tokens):
     "Raise `ValueError` for token ids that `clip` would misread: wrong length, unknown ids, no end token."
     text = getattr(clip, "text", clip)
     length, vocab = getattr(text, "context_length", None), getattr(text, "vocab_size", None)
-    if length and tokens.shape[1] != length: raise ValueError(f"the model reads {length} tokens a sentence, got {tokens.shape[1]}")
-    if vocab and int(tokens.max()) >= vocab: raise ValueError(f"token id {int(tokens.max())} does not fit the model's {vocab} words")
-    pool, end = (getattr(clip, f"text_{k}", getattr(text, k, None)) for k in ("pool_type", "eos_id"))
+    if length and tokens.shape[1] != length:
+        raise ValueError(f"the model reads {length} tokens a sentence, got {tokens.shape[1]}")
+    if vocab and int(tokens.max()) >= vocab:
+        raise ValueError(f"token id {int(tokens.max())} does not fit the model's {vocab} words")
+    pool, end = (
+        getattr(clip, f"text_{k}", getattr(text, k, None)) for k in ("pool_type", "eos_id")
+    )
     if pool == "eos" and not (tokens == end).any(1).all():
-        raise ValueError(f"a sentence has no end token {end}: the model would read its first word only")
+        raise ValueError(
+            f"a sentence has no end token {end}: the model would read its first word only"
+        )
 
 # %% ../nbs/12_tks.ipynb #5849176b
-CLIP_MEAN, CLIP_STD = (.48145466, .4578275, .40821073), (.26862954, .26130258, .27577711)
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 # %% ../nbs/12_tks.ipynb #fc98da9a
 class FrameTextScorer(nn.Module):
     "How well frames fit sentences: an `open_clip` model, each frame and each sentence encoded once."
-    def __init__(self,
-        clip:nn.Module, # open_clip's `CLIP` or `CustomTextCLIP`
-        tokenize:Callable, # list of m sentences -> int64 [m, context_length]
-        image_size:int, # S
-        mean:tuple=CLIP_MEAN, # of the channels, in 0..1
-        std:tuple=CLIP_STD, # of the channels
-        fit:str="crop", # see `fit_frames`
+
+    def __init__(
+        self,
+        clip: nn.Module,  # open_clip's `CLIP` or `CustomTextCLIP`
+        tokenize: Callable,  # list of m sentences -> int64 [m, context_length]
+        image_size: int,  # S
+        mean: tuple = CLIP_MEAN,  # of the channels, in 0..1
+        std: tuple = CLIP_STD,  # of the channels
+        fit: str = "crop",  # see `fit_frames`
     ):
         super().__init__()
         self.clip, self.tokenize, self.image_size, self.fit = clip, tokenize, image_size, fit
@@ -92,8 +111,12 @@ class FrameTextScorer(nn.Module):
 
     def encode_frames(self, frames, batch_size=32):
         "uint8 [n, H, W, 3] -> float32 [n, E] of length 1. Gradients flow unless switched off outside."
-        if len(frames) == 0: raise ValueError("frames is empty: there is nothing to encode")
-        parts = [self.clip.encode_image(self.preprocess(frames[i:i+batch_size])) for i in range(0, len(frames), batch_size)]
+        if len(frames) == 0:
+            raise ValueError("frames is empty: there is nothing to encode")
+        parts = [
+            self.clip.encode_image(self.preprocess(frames[i : i + batch_size]))
+            for i in range(0, len(frames), batch_size)
+        ]
         return F.normalize(torch.cat(parts).float(), dim=-1)
 
     def encode_text(self, texts):
@@ -104,166 +127,214 @@ class FrameTextScorer(nn.Module):
 
     def logits(self, frame_features, texts):
         "[n, E] and m sentences -> image-text logits [m, n], scaled with the learned temperature."
-        scores = self.clip.logit_scale.float().exp() * self.encode_text(texts) @ frame_features.float().T
+        scores = (
+            self.clip.logit_scale.float().exp() * self.encode_text(texts) @ frame_features.float().T
+        )
         return scores if self.clip.logit_bias is None else scores + self.clip.logit_bias
 
 # %% ../nbs/12_tks.ipynb #8ec64a87
 def scorer_from_config(
-    config:dict, # open_clip's json format: embed_dim, vision_cfg, text_cfg
-    tokenize:Callable, # list of m sentences -> int64 [m, context_length]
-    **kwargs, # mean, std, fit of `FrameTextScorer`
-)->FrameTextScorer: # with random weights
+    config: dict,  # open_clip's json format: embed_dim, vision_cfg, text_cfg
+    tokenize: Callable,  # list of m sentences -> int64 [m, context_length]
+    **kwargs,  # mean, std, fit of `FrameTextScorer`
+) -> FrameTextScorer:  # with random weights
     "Build a CLIP offline; also `FrameTextScorer.from_config`. A config that is not one raises `ValueError`."
     from open_clip.model import CLIP, CustomTextCLIP
+
     config = dict(config)
     kind = CustomTextCLIP if config.pop("custom_text", False) else CLIP
-    try: return FrameTextScorer(kind(**config), tokenize, config["vision_cfg"]["image_size"], **kwargs)
-    except (TypeError, KeyError) as e: raise ValueError(f"config does not describe an open_clip model: {e}") from e
+    try:
+        return FrameTextScorer(
+            kind(**config), tokenize, config["vision_cfg"]["image_size"], **kwargs
+        )
+    except (TypeError, KeyError) as e:
+        raise ValueError(f"config does not describe an open_clip model: {e}") from e
+
 
 FrameTextScorer.from_config = staticmethod(scorer_from_config)
 
 # %% ../nbs/12_tks.ipynb #31b6a1ad
 def anchor_frame(
-    clip_logits:Tensor, # [T], image-text logits of one sentence, every frame of the video
-)->int: # index of the first maximum
+    clip_logits: Tensor,  # [T], image-text logits of one sentence, every frame of the video
+) -> int:  # index of the first maximum
     "The frame that CLIP likes best: step 1 of TKS. Empty, not 1-D or not finite raises `ValueError`."
     logits = torch.as_tensor(clip_logits)
-    if logits.ndim != 1 or len(logits) == 0: raise ValueError(f"clip_logits must be [T] with T >= 1, got {list(logits.shape)}")
-    if not logits.isfinite().all(): raise ValueError("clip_logits holds a value that is not finite")
+    if logits.ndim != 1 or len(logits) == 0:
+        raise ValueError(f"clip_logits must be [T] with T >= 1, got {list(logits.shape)}")
+    if not logits.isfinite().all():
+        raise ValueError("clip_logits holds a value that is not finite")
     return int(logits.argmax())
 
 # %% ../nbs/12_tks.ipynb #6299cde7
 def scorer_pretrained(
-    name:str="ViT-L-14-336-quickgelu", # a name of `open_clip.list_models()`, "hf-hub:..." or "local-dir:..."
-    weights:str|None="openai", # a tag of `open_clip.list_pretrained()` or a file; None: random weights
-    fit:str="crop", # see `fit_frames`
-)->FrameTextScorer:
+    name: str = "ViT-L-14-336-quickgelu",  # a name of `open_clip.list_models()`, "hf-hub:..." or "local-dir:..."
+    weights: str
+    | None = "openai",  # a tag of `open_clip.list_pretrained()` or a file; None: random weights
+    fit: str = "crop",  # see `fit_frames`
+) -> FrameTextScorer:
     "A published OpenCLIP model, downloaded where it is not there; also `FrameTextScorer.pretrained`. Failure raises `ValueError`."
     import open_clip
-    try: clip, _, _ = open_clip.create_model_and_transforms(name, pretrained=weights)
-    except (RuntimeError, OSError) as e: raise ValueError(f"cannot load {name!r} with weights {weights!r}: {e}") from e
+
+    try:
+        clip, _, _ = open_clip.create_model_and_transforms(name, pretrained=weights)
+    except (RuntimeError, OSError) as e:
+        raise ValueError(f"cannot load {name!r} with weights {weights!r}: {e}") from e
     how = clip.visual.preprocess_cfg
     size = how["size"] if isinstance(how["size"], int) else how["size"][0]
-    return FrameTextScorer(clip.eval(), open_clip.get_tokenizer(name), size, how["mean"], how["std"], fit)
+    return FrameTextScorer(
+        clip.eval(), open_clip.get_tokenizer(name), size, how["mean"], how["std"], fit
+    )
+
 
 FrameTextScorer.pretrained = staticmethod(scorer_pretrained)
 
 # %% ../nbs/12_tks.ipynb #197e9c74
 def anchored_frames(
-    n_frames:int, # T
-    anchor:int, # always in the result
-    k:int=12, # upper bound; for T >= k it is never reached
-)->list[int]: # anchor mod step, + step, + 2 step ...
+    n_frames: int,  # T
+    anchor: int,  # always in the result
+    k: int = 12,  # upper bound; for T >= k it is never reached
+) -> list[int]:  # anchor mod step, + step, + 2 step ...
     "Evenly spaced frames through the anchor, `step = ceil(T / (k-1))`: step 2 of TKS. `k = 1` is the anchor alone."
-    if k == 1: return [anchor]
+    if k == 1:
+        return [anchor]
     step = math.ceil(n_frames / (k - 1))
     return list(range(anchor % step, n_frames, step))
 
 # %% ../nbs/12_tks.ipynb #9a04cd14
 def segment_bounds(
-    n_frames:int, # T
-    k:int, # number of segments, at most T
-)->list[tuple[int, int]]: # k half-open ranges (start, stop) that cover 0..T
+    n_frames: int,  # T
+    k: int,  # number of segments, at most T
+) -> list[tuple[int, int]]:  # k half-open ranges (start, stop) that cover 0..T
     "Cut a video into `k` parts of nearly equal length."
     edges = [n_frames * i // k for i in range(k + 1)]
     return list(zip(edges[:-1], edges[1:]))
 
 # %% ../nbs/12_tks.ipynb #6e0e9709
 def best_of_segments(
-    scores:list[float], # [T], higher is better
-    k:int, # number of segments, at most T
-)->list[int]: # one frame a segment
+    scores: list[float],  # [T], higher is better
+    k: int,  # number of segments, at most T
+) -> list[int]:  # one frame a segment
     "The best frame of each of `k` segments; the first one where scores are equal."
     return [max(range(a, b), key=lambda i: scores[i]) for a, b in segment_bounds(len(scores), k)]
 
 # %% ../nbs/12_tks.ipynb #b817dcc4
 def top_and_spread(
-    scores:list[float], # [T], higher is better
-    k:int, # size of the result, at most T
-)->list[int]: # sorted
+    scores: list[float],  # [T], higher is better
+    k: int,  # size of the result, at most T
+) -> list[int]:  # sorted
     "The `k//2` best frames of the video, and the middles of equal parts of what remains."
     order = sorted(range(len(scores)), key=lambda i: -scores[i])
-    top, rest = order[:k//2], sorted(order[k//2:])
-    return sorted(top + [rest[(a + b - 1) // 2] for a, b in segment_bounds(len(rest), k - k//2)])
+    top, rest = order[: k // 2], sorted(order[k // 2 :])
+    return sorted(top + [rest[(a + b - 1) // 2] for a, b in segment_bounds(len(rest), k - k // 2)])
 
 # %% ../nbs/12_tks.ipynb #14ec8bb1
 def _check_candidates(n_frames, anchor, k, how, scores):
     "Raise `ValueError` for arguments of `candidate_frames` that make no sense."
     hows = "clip", "uniform", "random", "segment", "top", "all"
-    if how not in hows: raise ValueError(f"how must be one of {', '.join(hows)}, got {how!r}")
-    if n_frames < 1: raise ValueError(f"n_frames must be at least 1, got {n_frames}")
-    if k < 1: raise ValueError(f"k must be at least 1, got {k}")
-    if anchor is None and how == "clip": raise ValueError('how="clip" needs the anchor frame, got None')
+    if how not in hows:
+        raise ValueError(f"how must be one of {', '.join(hows)}, got {how!r}")
+    if n_frames < 1:
+        raise ValueError(f"n_frames must be at least 1, got {n_frames}")
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}")
+    if anchor is None and how == "clip":
+        raise ValueError('how="clip" needs the anchor frame, got None')
     if anchor is not None and not 0 <= anchor < n_frames:
         raise ValueError(f"anchor must lie in 0..{n_frames - 1}, got {anchor}")
     if how in ("segment", "top"):
-        if scores is None: raise ValueError(f"how={how!r} needs scores, one number a frame")
-        if len(scores) != n_frames: raise ValueError(f"scores must hold {n_frames} numbers, got {len(scores)}")
-        if not all(map(math.isfinite, scores)): raise ValueError("scores holds a value that is not finite")
+        if scores is None:
+            raise ValueError(f"how={how!r} needs scores, one number a frame")
+        if len(scores) != n_frames:
+            raise ValueError(f"scores must hold {n_frames} numbers, got {len(scores)}")
+        if not all(map(math.isfinite, scores)):
+            raise ValueError("scores holds a value that is not finite")
 
 # %% ../nbs/12_tks.ipynb #d720a0a7
 def candidate_frames(
-    n_frames:int, # T, frames of the video
-    anchor:int|None, # CLIP's favourite, `anchor_frame`; only "clip" needs it
-    k:int=12, # at most so many
-    how:str="clip", # "clip" (paper), "uniform", "random", "segment", "top", "all"
-    scores:Tensor|list[float]|None=None, # [T], for "segment" and "top"
-    seed:int=0, # for "random"
-)->list[int]: # sorted, no frame twice
+    n_frames: int,  # T, frames of the video
+    anchor: int | None,  # CLIP's favourite, `anchor_frame`; only "clip" needs it
+    k: int = 12,  # at most so many
+    how: str = "clip",  # "clip" (paper), "uniform", "random", "segment", "top", "all"
+    scores: Tensor | list[float] | None = None,  # [T], for "segment" and "top"
+    seed: int = 0,  # for "random"
+) -> list[int]:  # sorted, no frame twice
     "The frames that the language model gets to see: step 2 of TKS, and other samplings. A bad argument raises `ValueError`."
-    if torch.is_tensor(scores): scores = scores.tolist()
+    if torch.is_tensor(scores):
+        scores = scores.tolist()
     _check_candidates(n_frames, anchor, k, how, scores)
-    if how == "clip": return anchored_frames(n_frames, anchor, k)
-    if how == "all" or n_frames <= k: return list(range(n_frames))
-    if how == "uniform": return [(a + b - 1) // 2 for a, b in segment_bounds(n_frames, k)]
-    if how == "random": return sorted(random.Random(seed).sample(range(n_frames), k))
+    if how == "clip":
+        return anchored_frames(n_frames, anchor, k)
+    if how == "all" or n_frames <= k:
+        return list(range(n_frames))
+    if how == "uniform":
+        return [(a + b - 1) // 2 for a, b in segment_bounds(n_frames, k)]
+    if how == "random":
+        return sorted(random.Random(seed).sample(range(n_frames), k))
     return best_of_segments(scores, k) if how == "segment" else top_and_spread(scores, k)
 
 # %% ../nbs/12_tks.ipynb #7eb8d176
 def _check_term(name, x, n):
     "One term as a float32 tensor [n], or `ValueError`."
     x = torch.as_tensor(x)
-    if x.shape != (n,) or n == 0: raise ValueError(f"{name} must be [n] with one value a candidate, n = {n} >= 1, got {list(x.shape)}")
-    if not x.isfinite().all(): raise ValueError(f"{name} holds a value that is not finite")
+    if x.shape != (n,) or n == 0:
+        raise ValueError(
+            f"{name} must be [n] with one value a candidate, n = {n} >= 1, got {list(x.shape)}"
+        )
+    if not x.isfinite().all():
+        raise ValueError(f"{name} holds a value that is not finite")
     return x.float()
 
 # %% ../nbs/12_tks.ipynb #6625b4f5
 def keyframe_scores(
-    occlusion:Tensor, # [n], object logits, one a candidate
-    similarity:Tensor, # [n], the weights λ of `tda`: already a softmax
-    clip:Tensor|None=None, # [n], CLIP's probabilities at the candidates, for the term "clip"
-    terms:tuple[str, ...]=("similarity","occlusion"), # what to add up
-)->Tensor: # [n], float32
+    occlusion: Tensor,  # [n], object logits, one a candidate
+    similarity: Tensor,  # [n], the weights λ of `tda`: already a softmax
+    clip: Tensor | None = None,  # [n], CLIP's probabilities at the candidates, for the term "clip"
+    terms: tuple[str, ...] = ("similarity", "occlusion"),  # what to add up
+) -> Tensor:  # [n], float32
     "Sum of the named terms, occlusion as a softmax over the candidates: step 3 of TKS. A bad argument raises `ValueError`."
     values = {"similarity": similarity, "occlusion": occlusion, "clip": clip}
-    if isinstance(terms, str) or not terms or len(set(terms)) < len(terms) or not set(terms) <= set(values):
-        raise ValueError(f'terms must name some of "similarity", "occlusion", "clip", each once, got {terms!r}')
-    if "clip" in terms and clip is None: raise ValueError('the term "clip" needs clip, one probability a candidate')
+    if (
+        isinstance(terms, str)
+        or not terms
+        or len(set(terms)) < len(terms)
+        or not set(terms) <= set(values)
+    ):
+        raise ValueError(
+            f'terms must name some of "similarity", "occlusion", "clip", each once, got {terms!r}'
+        )
+    if "clip" in terms and clip is None:
+        raise ValueError('the term "clip" needs clip, one probability a candidate')
     parts = {name: _check_term(name, values[name], len(similarity)) for name in terms}
-    if "occlusion" in parts: parts["occlusion"] = parts["occlusion"].softmax(0)
+    if "occlusion" in parts:
+        parts["occlusion"] = parts["occlusion"].softmax(0)
     return sum(parts.values())
 
 # %% ../nbs/12_tks.ipynb #7a283e3b
 @dataclass(frozen=True)
 class Candidate:
     "One frame that could become the keyframe, with everything that was known about it."
-    frame:int # index in the video
-    clip:float # CLIP's probability, nan where CLIP was not asked
-    similarity:float # λ, the weight of `tda`
-    occlusion:float # object logit: above 0 the mask decoder sees the object
-    score:float # what is compared
+
+    frame: int  # index in the video
+    clip: float  # CLIP's probability, nan where CLIP was not asked
+    similarity: float  # λ, the weight of `tda`
+    occlusion: float  # object logit: above 0 the mask decoder sees the object
+    score: float  # what is compared
 
 # %% ../nbs/12_tks.ipynb #885cd529
 def select_keyframe(
-    frames:list[int], # [n], the candidates' indices in the video
-    occlusion:Tensor, # [n], object logits
-    similarity:Tensor, # [n], the weights λ
-    clip:Tensor|None=None, # [n], CLIP's probabilities
-    terms:tuple[str, ...]=("similarity","occlusion"), # see `keyframe_scores`
-)->tuple[int, list[Candidate]]: # the keyframe (an index in the video), every candidate
+    frames: list[int],  # [n], the candidates' indices in the video
+    occlusion: Tensor,  # [n], object logits
+    similarity: Tensor,  # [n], the weights λ
+    clip: Tensor | None = None,  # [n], CLIP's probabilities
+    terms: tuple[str, ...] = ("similarity", "occlusion"),  # see `keyframe_scores`
+) -> tuple[int, list[Candidate]]:  # the keyframe (an index in the video), every candidate
     "The candidate with the highest score, the first where several are equal. A bad argument raises `ValueError`."
     scores, n = keyframe_scores(occlusion, similarity, clip, terms), len(frames)
-    if n != len(scores): raise ValueError(f"frames must hold {len(scores)} indices, one a score, got {n}")
-    columns = [[math.nan] * n if x is None else torch.as_tensor(x).tolist() for x in (clip, similarity, occlusion, scores)]
+    if n != len(scores):
+        raise ValueError(f"frames must hold {len(scores)} indices, one a score, got {n}")
+    columns = [
+        [math.nan] * n if x is None else torch.as_tensor(x).tolist()
+        for x in (clip, similarity, occlusion, scores)
+    ]
     candidates = [Candidate(int(f), *map(float, row)) for f, *row in zip(frames, *columns)]
     return candidates[int(scores.argmax())].frame, candidates

@@ -14,10 +14,25 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    trainers,
+)
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, ResNetConfig, ResNetModel
+from transformers import (
+    DynamicCache,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    ResNetConfig,
+    ResNetModel,
+)
 
 from .video import VRSError
 
@@ -25,48 +40,59 @@ from .video import VRSError
 SEG, TAK, IMAGE = "[SEG]", "[TAK]", "<image>"
 MAX_FRAMES, MAX_CHARACTERS = 64, 1000
 
+
 @dataclass
 class TemporalTokens:
     "The tokens of one sentence."
-    seg: Tensor   # (T', D), one `[SEG]` per frame given to the language model
-    tak: Tensor   # (1, D), `[TAK]`, the whole video's
+
+    seg: Tensor  # (T', D), one `[SEG]` per frame given to the language model
+    tak: Tensor  # (1, D), `[TAK]`, the whole video's
     frames: list  # those frames' numbers
 
 # %% ../nbs/10_tokens.ipynb #b31f7e1a
 def clean_expression(
     text: str,  # a phrase or a question
-) -> str:       # lower-cased, white space normalised
+) -> str:  # lower-cased, white space normalised
     "The sentence as the prompt wants it; `VRSError` if it is empty or longer than `MAX_CHARACTERS`."
-    if not isinstance(text, str): raise VRSError(f"the sentence must be text, not {type(text).__name__}")
+    if not isinstance(text, str):
+        raise VRSError(f"the sentence must be text, not {type(text).__name__}")
     text = " ".join(text.split()).lower()
-    if not text: raise VRSError("the sentence is empty: say what to look for, such as 'the red kite'")
+    if not text:
+        raise VRSError("the sentence is empty: say what to look for, such as 'the red kite'")
     if len(text) > MAX_CHARACTERS:
-        raise VRSError(f"the sentence has {len(text)} characters: at most {MAX_CHARACTERS} are read, please shorten it")
+        raise VRSError(
+            f"the sentence has {len(text)} characters: at most {MAX_CHARACTERS} are read, please shorten it"
+        )
     return text
 
 # %% ../nbs/10_tokens.ipynb #dbfe0fba
-SYSTEM = ("A chat between a curious human and an artificial intelligence assistant. "
-          "The assistant gives helpful, detailed, and polite answers to the human's questions.")
+SYSTEM = (
+    "A chat between a curious human and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the human's questions."
+)
 SHORT_QUESTIONS = (  # for a phrase
     "What is {} in the Reference Video? Please respond with segmentation masks for each frame and for the entire video separately.",
     "What is {} in the Reference Video? Please output segmentation masks for each frame and for the entire video separately.",
-    "Please find {} in the Reference Video and segment it in each frame and in the entire video respectively.")
-LONG_QUESTIONS = (   # for a sentence that ends in "?"
+    "Please find {} in the Reference Video and segment it in each frame and in the entire video respectively.",
+)
+LONG_QUESTIONS = (  # for a sentence that ends in "?"
     "{} Please find it in the Reference Video and respond with segmentation masks for each frame and for the entire video separately.",
-    "{} Please find it in the Reference Video and output segmentation masks in frame-level and video-level separately.")
+    "{} Please find it in the Reference Video and output segmentation masks in frame-level and video-level separately.",
+)
 ANSWERS = (
     "Sure, the segmentation result of each frame is {seg}, while for the entire video it is {tak}.",
     "Sure, in the frame-level it is {seg}, and in the video-level it is {tak}.",
     "The results for each frame is {seg}, while the segmentation result for the entire video is {tak}.",
-    "Sure, the segmentation result for individual frame is {seg}, and for the complete video, it's {tak}.")
+    "Sure, the segmentation result for individual frame is {seg}, and for the complete video, it's {tak}.",
+)
 
 # %% ../nbs/10_tokens.ipynb #590d6323
 def vicuna_prompt(
-    text: str,          # the expression, cleaned
-    n_frames: int,      # T'
+    text: str,  # the expression, cleaned
+    n_frames: int,  # T'
     question: int = 0,  # which of the templates; training draws one
-    answer: int = 0,    # which of `ANSWERS`
-) -> tuple:             # (what the user says, what the model answers); joined they are the whole conversation
+    answer: int = 0,  # which of `ANSWERS`
+) -> tuple:  # (what the user says, what the model answers); joined they are the whole conversation
     "The paper's conversation (VRS-HQ, section 3.1), with a Vicuna's system text and `</s>` at its end."
     video = ", ".join(f"({t}){IMAGE}" for t in range(n_frames))
     marks = ", ".join(f"({t}) {SEG}" for t in range(n_frames))
@@ -76,9 +102,9 @@ def vicuna_prompt(
 
 # %% ../nbs/10_tokens.ipynb #b23f6981
 def plain_prompt(
-    text: str,      # the expression, cleaned
+    text: str,  # the expression, cleaned
     n_frames: int,  # T'
-) -> tuple:         # (what the user says, what the model answers)
+) -> tuple:  # (what the user says, what the model answers)
     "Nano's conversation: nothing but marks and the sentence."
     video = "".join(f"({t}){IMAGE}" for t in range(n_frames))
     answer = "".join(f"({t}){SEG}" for t in range(n_frames))
@@ -86,85 +112,128 @@ def plain_prompt(
 
 # %% ../nbs/10_tokens.ipynb #72b0f789
 def temporal_prompt(
-    text: str,              # the expression
-    n_frames: int,          # T', frames given to the language model
+    text: str,  # the expression
+    n_frames: int,  # T', frames given to the language model
     style: str = "vicuna",  # "vicuna": the paper's conversation; "plain": nano's short one
-) -> tuple:                 # (what the user says, what the model answers)
+) -> tuple:  # (what the user says, what the model answers)
     "Question and answer with one `[SEG]` per frame and one `[TAK]` (VRS-HQ, section 3.1). `VRSError` for a sentence or a style that will not do."
-    if n_frames < 1: raise VRSError("the prompt needs at least one frame")
+    if n_frames < 1:
+        raise VRSError("the prompt needs at least one frame")
     text = clean_expression(text)
-    if style == "plain": return plain_prompt(text, n_frames)
-    if style != "vicuna": raise VRSError(f"unknown prompt style {style!r}: choose 'vicuna' or 'plain'")
+    if style == "plain":
+        return plain_prompt(text, n_frames)
+    if style != "vicuna":
+        raise VRSError(f"unknown prompt style {style!r}: choose 'vicuna' or 'plain'")
     return vicuna_prompt(text, n_frames)
 
 # %% ../nbs/10_tokens.ipynb #6a24972d
 def gather_tokens(
-    hidden: Tensor,     # (L, d) last layer's hidden states
+    hidden: Tensor,  # (L, d) last layer's hidden states
     input_ids: Tensor,  # (L,) token ids; a token's state stands one position before it
-    seg_id: int,        # id of [SEG]
-    tak_id: int,        # id of [TAK]
-) -> tuple:             # (T', d) states of [SEG], (1, d) state of [TAK]
+    seg_id: int,  # id of [SEG]
+    tak_id: int,  # id of [TAK]
+) -> tuple:  # (T', d) states of [SEG], (1, d) state of [TAK]
     "The states that *predict* `[SEG]` and `[TAK]` (VRS-HQ, section 3.1): one position before each token; `ValueError` where they do not fit."
-    if len(hidden) != len(input_ids): raise ValueError(f"{len(hidden)} states for {len(input_ids)} token ids")
+    if len(hidden) != len(input_ids):
+        raise ValueError(f"{len(hidden)} states for {len(input_ids)} token ids")
     seg, tak = ((input_ids == i).nonzero()[:, 0] - 1 for i in (seg_id, tak_id))
-    if len(seg) == 0 or len(tak) != 1: raise ValueError(f"the answer needs [SEG]s and one [TAK], found {len(seg)} and {len(tak)}")
-    if min(seg[0], tak[0]) < 0: raise ValueError("the first id is a token of the answer: nothing stands before it")
+    if len(seg) == 0 or len(tak) != 1:
+        raise ValueError(f"the answer needs [SEG]s and one [TAK], found {len(seg)} and {len(tak)}")
+    if min(seg[0], tak[0]) < 0:
+        raise ValueError("the first id is a token of the answer: nothing stands before it")
     return hidden[seg], hidden[tak]
 
 # %% ../nbs/10_tokens.ipynb #4fac1668
 class TokenProjection(nn.Sequential):
     "Hidden states (…, d) to prompts of the mask decoder (…, D): `Linear(d, d) → ReLU → Linear(d, D)`, shared by both kinds of token."
-    def __init__(self,
+
+    def __init__(
+        self,
         d: int,  # width of the language model
         D: int,  # width of the mask decoder's prompts
-    ): super().__init__(nn.Linear(d, d), nn.ReLU(), nn.Linear(d, D))
+    ):
+        super().__init__(nn.Linear(d, d), nn.ReLU(), nn.Linear(d, D))
 
 # %% ../nbs/10_tokens.ipynb #b167b18c
-SPECIAL = ("<pad>", "<unk>", "<user>", "<assistant>", "<video>", IMAGE, SEG, TAK, *(f"({t})" for t in range(MAX_FRAMES)))
+SPECIAL = (
+    "<pad>",
+    "<unk>",
+    "<user>",
+    "<assistant>",
+    "<video>",
+    IMAGE,
+    SEG,
+    TAK,
+    *(f"({t})" for t in range(MAX_FRAMES)),
+)
 
 # %% ../nbs/10_tokens.ipynb #551bcb57
 def build_tokenizer(
-    texts: Iterable,         # sentences
+    texts: Iterable,  # sentences
     vocab_size: int = 1024,  # size of the byte-pair vocabulary, special tokens included
 ) -> PreTrainedTokenizerFast:
     "A byte-pair tokenizer trained on `texts`, with the special tokens of stage 1. `ValueError` where it has no room for the bytes."
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     least = len(SPECIAL) + len(alphabet) + 1
-    if isinstance(texts, str) or vocab_size < least: raise ValueError(f"a list of sentences and a vocabulary of at least {least} are wanted")
+    if isinstance(texts, str) or vocab_size < least:
+        raise ValueError(f"a list of sentences and a vocabulary of at least {least} are wanted")
     tok = Tokenizer(models.BPE(unk_token="<unk>"))
     tok.normalizer = normalizers.Lowercase()
     tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tok.decoder = decoders.ByteLevel()
-    tok.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=vocab_size - 1, special_tokens=list(SPECIAL), initial_alphabet=alphabet, show_progress=False))
-    tok.add_special_tokens([AddedToken("<end>", special=True)])  # the highest id: CLIP pools its text there
-    return PreTrainedTokenizerFast(tokenizer_object=tok, pad_token="<pad>", unk_token="<unk>", eos_token="<end>", additional_special_tokens=list(SPECIAL[2:]))
+    tok.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=vocab_size - 1,
+            special_tokens=list(SPECIAL),
+            initial_alphabet=alphabet,
+            show_progress=False,
+        ),
+    )
+    tok.add_special_tokens(
+        [AddedToken("<end>", special=True)]
+    )  # the highest id: CLIP pools its text there
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tok,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        eos_token="<end>",
+        additional_special_tokens=list(SPECIAL[2:]),
+    )
 
 # %% ../nbs/10_tokens.ipynb #66d3d58f
 def frame_tensor(
-    frames,     # uint8 [n, H, W, 3], array or tensor
+    frames,  # uint8 [n, H, W, 3], array or tensor
     size: int,  # pixels
-) -> Tensor:    # float (n, 3, size, size) in [-1, 1]
+) -> Tensor:  # float (n, 3, size, size) in [-1, 1]
     "Frames as the vision tower wants them, squeezed to a square; `ValueError` for anything but uint8 frames."
     x = torch.as_tensor(frames)
-    if x.ndim != 4 or x.shape[-1] != 3 or x.dtype != torch.uint8: raise ValueError(f"frames must be uint8 [n, H, W, 3], not {x.dtype} {list(x.shape)}")
+    if x.ndim != 4 or x.shape[-1] != 3 or x.dtype != torch.uint8:
+        raise ValueError(f"frames must be uint8 [n, H, W, 3], not {x.dtype} {list(x.shape)}")
     x = x.permute(0, 3, 1, 2)
-    if x.shape[-2:] != (size, size): x = F.interpolate(x.float(), (size, size), mode="bilinear", antialias=True, align_corners=False)
+    if x.shape[-2:] != (size, size):
+        x = F.interpolate(
+            x.float(), (size, size), mode="bilinear", antialias=True, align_corners=False
+        )
     return x.float() / 127.5 - 1
 
 # %% ../nbs/10_tokens.ipynb #ccf81c34
 class VideoConnector(nn.Module):
     "Cells of T' frames to inputs of the language model: each cell with its change since the last frame, 2×2 cells a token."
-    def __init__(self,
+
+    def __init__(
+        self,
         channels: int,  # C, of the vision tower's cells
-        d: int,         # width of the language model
-        cells: int,     # cells along a side, even
+        d: int,  # width of the language model
+        cells: int,  # cells along a side, even
     ):
         super().__init__()
         self.norm = nn.LayerNorm(8 * channels)
         self.proj = nn.Sequential(nn.Linear(8 * channels, 2 * d), nn.GELU(), nn.Linear(2 * d, d))
         self.out = nn.LayerNorm(d)
-        nn.init.constant_(self.out.weight, .1)   # content, place and mark weigh about the same
-        self.place = nn.Parameter(torch.randn(cells * cells // 4, d) * .07)
+        nn.init.constant_(self.out.weight, 0.1)  # content, place and mark weigh about the same
+        self.place = nn.Parameter(torch.randn(cells * cells // 4, d) * 0.07)
+
     def forward(self, cells: Tensor) -> Tensor:  # (B, T', C, h, w) -> (B, T', h·w/4, d)
         last = torch.cat([cells[:, :1], cells[:, :-1]], 1)
         x = F.pixel_unshuffle(torch.cat([cells, cells - last], 2), 2).flatten(3).transpose(2, 3)
@@ -172,12 +241,17 @@ class VideoConnector(nn.Module):
 
 # %% ../nbs/10_tokens.ipynb #fb0cdb49
 def shared_video_mask(
-    prefix: int,     # P, length of the video's part
+    prefix: int,  # P, length of the video's part
     sentences: int,  # S sentences about that video
-    length: int,     # L of each, padded
-) -> Tensor:         # bool (1, 1, P + S·L, P + S·L), True where a row may look at a column
+    length: int,  # L of each, padded
+) -> Tensor:  # bool (1, 1, P + S·L, P + S·L), True where a row may look at a column
     "Every sentence sees the whole video and its own past, never another sentence; frames see one another."
-    block = torch.cat([torch.zeros(prefix, dtype=torch.long), 1 + torch.arange(sentences).repeat_interleave(length)])
+    block = torch.cat(
+        [
+            torch.zeros(prefix, dtype=torch.long),
+            1 + torch.arange(sentences).repeat_interleave(length),
+        ]
+    )
     causal = torch.ones(len(block), len(block), dtype=torch.bool).tril()
     same = block[:, None] == block[None]
     return ((block[None] == 0) | (same & causal))[None, None]
@@ -185,52 +259,78 @@ def shared_video_mask(
 # %% ../nbs/10_tokens.ipynb #11435a0a
 class EncoderParts(nn.Module):
     "The weights of `TokenEncoder`: a small ResNet, a connector, a small Llama and the projection to prompts."
-    def __init__(self,
+
+    def __init__(
+        self,
         config: dict,  # keys: image_size, cells, tower (ResNetConfig), llama (LlamaConfig), prompt_width (D)
-        tokenizer,     # from `build_tokenizer`
+        tokenizer,  # from `build_tokenizer`
     ):
         super().__init__()
         self.config, self.tokenizer = config, tokenizer
         self.eye = ResNetModel(ResNetConfig(**config["tower"]))
-        llama = LlamaConfig(vocab_size=len(tokenizer), attn_implementation="sdpa", **config["llama"])
+        llama = LlamaConfig(
+            vocab_size=len(tokenizer), attn_implementation="sdpa", **config["llama"]
+        )
         self.llm = LlamaForCausalLM(llama)
-        self.connector = VideoConnector(config["tower"]["hidden_sizes"][-1], llama.hidden_size, config["cells"])
+        self.connector = VideoConnector(
+            config["tower"]["hidden_sizes"][-1], llama.hidden_size, config["cells"]
+        )
         self.project = TokenProjection(llama.hidden_size, config["prompt_width"])
         ids = tokenizer.convert_tokens_to_ids
-        self.seg_id, self.tak_id, self.pad_id, self.image_id = ids(SEG), ids(TAK), ids("<pad>"), ids(IMAGE)
-        self.register_buffer("marks", torch.tensor(ids([f"({t})" for t in range(MAX_FRAMES)])), persistent=False)
+        self.seg_id, self.tak_id, self.pad_id, self.image_id = (
+            ids(SEG),
+            ids(TAK),
+            ids("<pad>"),
+            ids(IMAGE),
+        )
+        self.register_buffer(
+            "marks", torch.tensor(ids([f"({t})" for t in range(MAX_FRAMES)])), persistent=False
+        )
 
 # %% ../nbs/10_tokens.ipynb #e25a0bfb
 class VideoReader(EncoderParts):
     "Frames to inputs of the language model."
-    def see(self,
-        frames,                # uint8 [n, H, W, 3]
+
+    def see(
+        self,
+        frames,  # uint8 [n, H, W, 3]
         batch_size: int = 32,  # so many at a time
-    ) -> Tensor:               # cells (n, C, h, w)
+    ) -> Tensor:  # cells (n, C, h, w)
         "Vision tower, each frame once."
-        if not len(frames): raise VRSError("there are no frames to look at")
-        x = (frame_tensor(frames[i:i + batch_size], self.config["image_size"]) for i in range(0, len(frames), batch_size))
+        if not len(frames):
+            raise VRSError("there are no frames to look at")
+        x = (
+            frame_tensor(frames[i : i + batch_size], self.config["image_size"])
+            for i in range(0, len(frames), batch_size)
+        )
         return torch.cat([self.eye(part.to(self.marks.device)).last_hidden_state for part in x])
 
-    def video_inputs(self,
+    def video_inputs(
+        self,
         cells: Tensor,  # (B, T', C, h, w)
-    ) -> Tensor:        # (B, P, d)
+    ) -> Tensor:  # (B, P, d)
         "Of every frame its mark `(t)` and its image tokens, which carry the mark too; `VRSError` for more than `MAX_FRAMES`."
         B, T = cells.shape[:2]
-        if T > MAX_FRAMES: raise VRSError(f"{T} frames for the language model: at most {MAX_FRAMES} are possible, choose fewer candidates")
+        if T > MAX_FRAMES:
+            raise VRSError(
+                f"{T} frames for the language model: at most {MAX_FRAMES} are possible, choose fewer candidates"
+            )
         marks = self.llm.get_input_embeddings()(self.marks[:T])[None, :, None].expand(B, -1, -1, -1)
         return torch.cat([marks, self.connector(cells) + marks], 2).flatten(1, 2)
 
 # %% ../nbs/10_tokens.ipynb #6aed00bf
 class SentenceReader(VideoReader):
     "Sentences to the ids that stand behind the video."
-    def sentence_ids(self,
-        texts: Sequence,                  # S expressions
-        n_frames: int,                    # T'
+
+    def sentence_ids(
+        self,
+        texts: Sequence,  # S expressions
+        n_frames: int,  # T'
         endings: Sequence | None = None,  # for training: what the model says after `[TAK]`
-    ) -> Tensor:                          # (S, L) token ids, padded at the end
+    ) -> Tensor:  # (S, L) token ids, padded at the end
         "What follows the video: the expression, and the answer with its tokens."
-        if endings is not None and len(endings) != len(texts): raise ValueError(f"{len(endings)} endings for {len(texts)} sentences")
+        if endings is not None and len(endings) != len(texts):
+            raise ValueError(f"{len(endings)} endings for {len(texts)} sentences")
         rows = []
         for i, text in enumerate(texts):
             question, answer = temporal_prompt(text, n_frames, "plain")
@@ -242,11 +342,13 @@ class SentenceReader(VideoReader):
 # %% ../nbs/10_tokens.ipynb #8e69b589
 class JointReader(SentenceReader):
     "Videos and sentences in one run of the language model."
-    def hidden(self,
+
+    def hidden(
+        self,
         cells: Tensor,  # (B, T', C, h, w)
-        ids: Tensor,    # (B, S, L)
-        cache=None,     # a `DynamicCache` to write on from, one sentence only
-    ) -> tuple:         # the language model's output, P, hidden states (B, S, L, d)
+        ids: Tensor,  # (B, S, L)
+        cache=None,  # a `DynamicCache` to write on from, one sentence only
+    ) -> tuple:  # the language model's output, P, hidden states (B, S, L, d)
         "Runs the language model once over videos and sentences."
         B, S, L = ids.shape
         video = self.video_inputs(cells)
@@ -254,59 +356,87 @@ class JointReader(SentenceReader):
         P = video.shape[1]
         place = torch.cat([torch.arange(P), P + torch.arange(L).repeat(S)]).to(ids.device)
         mask = shared_video_mask(P, S, L).to(ids.device).expand(B, -1, -1, -1)
-        out = self.llm.model(inputs_embeds=torch.cat([video, words], 1), attention_mask=mask, position_ids=place[None].expand(B, -1),
-                             output_hidden_states=self.training, past_key_values=cache, use_cache=cache is not None)
+        out = self.llm.model(
+            inputs_embeds=torch.cat([video, words], 1),
+            attention_mask=mask,
+            position_ids=place[None].expand(B, -1),
+            output_hidden_states=self.training,
+            past_key_values=cache,
+            use_cache=cache is not None,
+        )
         return out, P, out.last_hidden_state[:, P:].reshape(B, S, L, -1)
 
 # %% ../nbs/10_tokens.ipynb #14ab4458
 class AnswerWriter(JointReader):
     "Writes on, word by word."
+
     def _greedy(self, state, cache, position, max_words):
         "From a state (d,) until `<end>`: the states (n, d) over the words written, and their ids (n,)."
         states, words = [], []
         for _ in range(max_words):
             word = self.llm.lm_head(state).argmax(-1)
-            if word == self.tokenizer.eos_token_id: break
+            if word == self.tokenizer.eos_token_id:
+                break
             place = torch.tensor([[position + len(words)]], device=word.device)
-            state = self.llm.model(input_ids=word.view(1, 1), past_key_values=cache, use_cache=True, position_ids=place).last_hidden_state[0, -1]
-            states.append(state); words.append(word)
-        return torch.stack(states) if words else state.new_zeros(0, len(state)), torch.stack(words) if words else self.marks[:0]
+            state = self.llm.model(
+                input_ids=word.view(1, 1), past_key_values=cache, use_cache=True, position_ids=place
+            ).last_hidden_state[0, -1]
+            states.append(state)
+            words.append(word)
+        return torch.stack(states) if words else state.new_zeros(0, len(state)), torch.stack(
+            words
+        ) if words else self.marks[:0]
 
 # %% ../nbs/10_tokens.ipynb #1c41bb2c
 class TokenEncoder(AnswerWriter):
     "Nano's multimodal language model: a small ResNet, a connector, a small Llama and the projection to prompts."
+
     def _tokens(self, hidden, ids, n_frames, frames):
         "States (L, d) to `TemporalTokens`."
         seg, tak = gather_tokens(hidden, ids, self.seg_id, self.tak_id)
         frames = list(range(n_frames)) if frames is None else list(frames)
-        if not len(seg) == n_frames == len(frames): raise ValueError(f"{len(seg)} [SEG]s and {len(frames)} frame numbers for {n_frames} frames")
+        if not len(seg) == n_frames == len(frames):
+            raise ValueError(
+                f"{len(seg)} [SEG]s and {len(frames)} frame numbers for {n_frames} frames"
+            )
         return TemporalTokens(self.project(seg), self.project(tak), frames)
 
-    def forward(self,
-        cells: Tensor,        # (T', C, h, w), from `see`
-        text: str,            # the expression
-        frames=None,          # the frames' numbers, to be noted in the result
+    def forward(
+        self,
+        cells: Tensor,  # (T', C, h, w), from `see`
+        text: str,  # the expression
+        frames=None,  # the frames' numbers, to be noted in the result
         max_words: int = 10,  # of the answer
-    ) -> tuple:               # (`TemporalTokens`, the answer's words)
+    ) -> tuple:  # (`TemporalTokens`, the answer's words)
         "One pass with the answer given (VRS-HQ, section 3.1); what follows `[TAK]` is written."
         ids, cache = self.sentence_ids([text], len(cells)), DynamicCache()
         _, P, hidden = self.hidden(cells[None], ids[None], cache)
         _, words = self._greedy(hidden[0, 0, -1], cache, P + ids.shape[1], max_words)
-        return self._tokens(hidden[0, 0], ids[0], len(cells), frames), self.tokenizer.decode(words.tolist()).strip()
+        return self._tokens(hidden[0, 0], ids[0], len(cells), frames), self.tokenizer.decode(
+            words.tolist()
+        ).strip()
 
 # %% ../nbs/10_tokens.ipynb #cf632a78
 def write_tokens(
     encoder: TokenEncoder,
-    cells: Tensor,        # (T', C, h, w)
-    text: str,            # the expression
-    frames=None,          # the frames' numbers
+    cells: Tensor,  # (T', C, h, w)
+    text: str,  # the expression
+    frames=None,  # the frames' numbers
     max_words: int = 10,  # after `[TAK]`
-) -> tuple:               # (`TemporalTokens`, all that the model wrote)
+) -> tuple:  # (`TemporalTokens`, all that the model wrote)
     "Generation: the model writes its own tokens after the first `(0)[SEG]`; `VRSError` where it loses count of them."
     given = encoder.sentence_ids([text], len(cells))[0]
-    given, cache = given[:int((given == encoder.seg_id).nonzero()[0]) + 1], DynamicCache()
+    given, cache = given[: int((given == encoder.seg_id).nonzero()[0]) + 1], DynamicCache()
     _, P, hidden = encoder.hidden(cells[None], given[None, None], cache)
-    states, words = encoder._greedy(hidden[0, 0, -1], cache, P + len(given), 2 * len(cells) + max_words)
+    states, words = encoder._greedy(
+        hidden[0, 0, -1], cache, P + len(given), 2 * len(cells) + max_words
+    )
     wrote = encoder.tokenizer.decode(words.tolist())
-    try: return encoder._tokens(torch.cat([hidden[0, 0], states]), torch.cat([given, words]), len(cells), frames), wrote
-    except ValueError as e: raise VRSError(f"the model wrote {wrote!r}, from which no tokens can be taken ({e}): call the encoder, which gives the answer") from e
+    try:
+        return encoder._tokens(
+            torch.cat([hidden[0, 0], states]), torch.cat([given, words]), len(cells), frames
+        ), wrote
+    except ValueError as e:
+        raise VRSError(
+            f"the model wrote {wrote!r}, from which no tokens can be taken ({e}): call the encoder, which gives the answer"
+        ) from e

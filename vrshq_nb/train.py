@@ -40,8 +40,22 @@ from transformers.models.llama.modeling_llama import rotate_half
 
 from .mdp import Features, MaskOutput, sam2_from_config
 from .metrics import boundary_f, bootstrap_interval, jaccard
-from .minivrs import (COLOURS, FACTS, FAMILIES, KINDS, LOOKS, MOTIONS, SIZES, MiniVRS, draw_expressions, held_out, make_clip, paste,
-                      sprite, wording)
+from vrshq_nb.minivrs import (
+    COLOURS,
+    FACTS,
+    FAMILIES,
+    KINDS,
+    LOOKS,
+    MOTIONS,
+    SIZES,
+    MiniVRS,
+    draw_expressions,
+    held_out,
+    make_clip,
+    paste,
+    sprite,
+    wording,
+)
 from .sprites import SCENES, draw_scene
 from .tda import tda
 from .tks import clip_tokenize, scorer_from_config
@@ -52,30 +66,55 @@ KIND_IDS = {k: i for i, k in enumerate(KINDS)}
 COLOUR_IDS = {c: i for i, c in enumerate(COLOURS)}
 ANY_KIND, ANY_COLOUR = len(KINDS), len(COLOURS)
 
-SAM2_NANO = dict(image_size=128, d_model=128, mem_dim=32, trunk=dict(embed_dim=24, stages=(1, 2, 4, 1), global_att_blocks=(5,), window_spec=(8, 4, 8, 4)),
-                 neck=dict(backbone_channel_list=[192, 96, 48, 24]), memory_attention=dict(num_layers=2, dim_feedforward=256, dropout=0.),
-                 memory_encoder=dict(out_dim=32), decoder_mlp_dim=512)
-ENCODER_NANO = dict(image_size=128, cells=8, prompt_width=128,
-                    tower=dict(embedding_size=24, hidden_sizes=[32, 64, 128], depths=[1, 2, 3], layer_type="basic"),
-                    llama=dict(hidden_size=192, intermediate_size=512, num_hidden_layers=6, num_attention_heads=3, num_key_value_heads=3,
-                               max_position_embeddings=4096, tie_word_embeddings=True))
-CLIP_NANO = dict(embed_dim=96, vision_cfg=dict(image_size=128, layers=3, width=128, head_width=64, patch_size=16),
-                 text_cfg=dict(context_length=32, vocab_size=768, width=128, heads=2, layers=2))
+SAM2_NANO = dict(
+    image_size=128,
+    d_model=128,
+    mem_dim=32,
+    trunk=dict(embed_dim=24, stages=(1, 2, 4, 1), global_att_blocks=(5,), window_spec=(8, 4, 8, 4)),
+    neck=dict(backbone_channel_list=[192, 96, 48, 24]),
+    memory_attention=dict(num_layers=2, dim_feedforward=256, dropout=0.0),
+    memory_encoder=dict(out_dim=32),
+    decoder_mlp_dim=512,
+)
+ENCODER_NANO = dict(
+    image_size=128,
+    cells=8,
+    prompt_width=128,
+    tower=dict(embedding_size=24, hidden_sizes=[32, 64, 128], depths=[1, 2, 3], layer_type="basic"),
+    llama=dict(
+        hidden_size=192,
+        intermediate_size=512,
+        num_hidden_layers=6,
+        num_attention_heads=3,
+        num_key_value_heads=3,
+        max_position_embeddings=4096,
+        tie_word_embeddings=True,
+    ),
+)
+CLIP_NANO = dict(
+    embed_dim=96,
+    vision_cfg=dict(image_size=128, layers=3, width=128, head_width=64, patch_size=16),
+    text_cfg=dict(context_length=32, vocab_size=768, width=128, heads=2, layers=2),
+)
 
 # %% ../nbs/22_train.ipynb #6733372c
 def bce_loss(
-    logits: Tensor,   # (N, H, W) mask logits
-    target: Tensor,   # (N, H, W) masks in {0, 1}
+    logits: Tensor,  # (N, H, W) mask logits
+    target: Tensor,  # (N, H, W) masks in {0, 1}
     num_masks: float | None = None,  # what the sum over masks is divided by; N by default
 ) -> Tensor:
     "Mean binary cross-entropy per pixel, averaged over masks (method, section 5)."
-    per_mask = F.binary_cross_entropy_with_logits(logits, target.to(logits), reduction="none").flatten(1).mean(1)
+    per_mask = (
+        F.binary_cross_entropy_with_logits(logits, target.to(logits), reduction="none")
+        .flatten(1)
+        .mean(1)
+    )
     return per_mask.sum() / ((len(logits) if num_masks is None else num_masks) + 1e-8)
 
 # %% ../nbs/22_train.ipynb #1c0c5f92
 def dice_loss(
-    logits: Tensor,   # (N, H, W) mask logits
-    target: Tensor,   # (N, H, W) masks in {0, 1}
+    logits: Tensor,  # (N, H, W) mask logits
+    target: Tensor,  # (N, H, W) masks in {0, 1}
     num_masks: float | None = None,  # what the sum over masks is divided by; N by default
     scale: float = 1000,  # both sums are divided by it
     eps: float = 1e-6,
@@ -83,7 +122,9 @@ def dice_loss(
     "`1 - (2 Σ p g / s + ε) / (Σ p / s + Σ g / s + ε)`, averaged over masks (method, section 5)."
     p, g = logits.sigmoid().flatten(1), target.to(logits).flatten(1)
     overlap, total = 2 * (p / scale * g).sum(1), (p / scale).sum(1) + (g / scale).sum(1)
-    return (1 - (overlap + eps) / (total + eps)).sum() / ((len(logits) if num_masks is None else num_masks) + 1e-8)
+    return (1 - (overlap + eps) / (total + eps)).sum() / (
+        (len(logits) if num_masks is None else num_masks) + 1e-8
+    )
 
 # %% ../nbs/22_train.ipynb #1fd6ba05
 def object_loss(logits: Tensor, present: Tensor) -> Tensor:
@@ -95,12 +136,16 @@ def object_loss(logits: Tensor, present: Tensor) -> Tensor:
 # %% ../nbs/22_train.ipynb #958f0e00
 class Teacher(nn.Module):
     "Scaffolding: the token a perfect language model would write, made of kind, colour and place."
+
     def __init__(self, D: int):
         super().__init__()
         self.kind, self.colour = nn.Embedding(len(KINDS) + 1, D), nn.Embedding(len(COLOURS) + 1, D)
         self.place = nn.Linear(D, D)
-        nn.init.eye_(self.place.weight)     # as SAM's own points: the code of the place itself
-        self.special = nn.Embedding(3, D)   # 0: no place given, 1: not in this frame, 2: no such thing in the video
+        nn.init.eye_(self.place.weight)  # as SAM's own points: the code of the place itself
+        self.special = nn.Embedding(
+            3, D
+        )  # 0: no place given, 1: not in this frame, 2: no such thing in the video
+
     def forward(self, sam2, queries):
         "Tokens (Q, D); a query is a list of parts (kind id, colour id, [(x, y), …] or a special id); several parts are averaged."
         parts = [(q, *p) for q, query in enumerate(queries) for p in query]
@@ -108,43 +153,80 @@ class Teacher(nn.Module):
         tokens = self.kind(kind) + self.colour(colour) + self._places(sam2, [p[3] for p in parts])
         total = torch.zeros(len(queries), tokens.shape[1]).index_add(0, of, tokens)
         return total / torch.bincount(of, minlength=len(queries))[:, None]
+
     def _places(self, sam2, places):
         points = [(i, xy) for i, p in enumerate(places) if not isinstance(p, int) for xy in p]
-        out = torch.stack([self.special.weight[p if isinstance(p, int) else 0] * isinstance(p, int) for p in places])
-        if not points: return out
-        at, xy = torch.tensor([p[0] for p in points]), torch.tensor(np.array([p[1] for p in points]), dtype=torch.float32)
+        out = torch.stack(
+            [
+                self.special.weight[p if isinstance(p, int) else 0] * isinstance(p, int)
+                for p in places
+            ]
+        )
+        if not points:
+            return out
+        at, xy = (
+            torch.tensor([p[0] for p in points]),
+            torch.tensor(np.array([p[1] for p in points]), dtype=torch.float32),
+        )
         code = sam2.sam_prompt_encoder.pe_layer._pe_encoding(xy.clamp(0, 1))
-        mean = torch.zeros(len(places), code.shape[1]).index_add(0, at, code) / torch.bincount(at, minlength=len(places)).clamp(min=1)[:, None]
+        mean = (
+            torch.zeros(len(places), code.shape[1]).index_add(0, at, code)
+            / torch.bincount(at, minlength=len(places)).clamp(min=1)[:, None]
+        )
         given = torch.tensor([not isinstance(p, int) for p in places])[:, None]
         return out + self.place(mean) * given
 
 # %% ../nbs/22_train.ipynb #a48fe588
 def seg_part(record, i, t, attributes=True):
     "The teacher's part for thing `i` in frame `t`."
-    kind, colour = (KIND_IDS[record.kind[i]], COLOUR_IDS[record.colour[i]]) if attributes else (ANY_KIND, ANY_COLOUR)
-    return kind, colour, [record.xy[i, t]] if record.share[i, t] > .02 else 1
+    kind, colour = (
+        (KIND_IDS[record.kind[i]], COLOUR_IDS[record.colour[i]])
+        if attributes
+        else (ANY_KIND, ANY_COLOUR)
+    )
+    return kind, colour, [record.xy[i, t]] if record.share[i, t] > 0.02 else 1
+
 
 def tak_part(record, i):
     "The teacher's part for thing `i` in the whole video: its place is the mean code of its way."
-    seen = np.flatnonzero(record.share[i] > .3)
-    return KIND_IDS[record.kind[i]], COLOUR_IDS[record.colour[i]], [record.xy[i, t] for t in seen] if len(seen) else 1
+    seen = np.flatnonzero(record.share[i] > 0.3)
+    return (
+        KIND_IDS[record.kind[i]],
+        COLOUR_IDS[record.colour[i]],
+        [record.xy[i, t] for t in seen] if len(seen) else 1,
+    )
+
 
 NOTHING = (ANY_KIND, ANY_COLOUR, 2)  # the part of a sentence about no thing of the video
 
 # %% ../nbs/22_train.ipynb #c4609d1a
 def random_query(record, rng, t):
     "A query about frame `t`: (parts, indices of the things meant)."
-    n = len(record.things); i = int(rng.integers(n)); how = rng.random()
+    n = len(record.things)
+    i = int(rng.integers(n))
+    how = rng.random()
     kind, colour = KIND_IDS[record.kind[i]], COLOUR_IDS[record.colour[i]]
-    if how < .2: return [seg_part(record, i, t)], [i]
-    if how < .55: return [seg_part(record, i, t, False)], [i]   # place alone is the hardest to learn
-    if how < .7: return [tak_part(record, i)], [i]
-    if how < .78:
+    if how < 0.2:
+        return [seg_part(record, i, t)], [i]
+    if how < 0.55:
+        return [seg_part(record, i, t, False)], [i]  # place alone is the hardest to learn
+    if how < 0.7:
+        return [tak_part(record, i)], [i]
+    if how < 0.78:
         some = [int(j) for j in rng.permutation(n)[:2]]
-        return [seg_part(record, j, t) if rng.random() < .5 else tak_part(record, j) for j in some], some
-    if how > .92: kind, colour = int(rng.integers(len(KINDS))), int(rng.integers(len(COLOURS)))
-    elif how > .85: kind, colour = (kind, ANY_COLOUR) if rng.random() < .5 else (ANY_KIND, colour)
-    meant = [j for j in range(n) if kind in (ANY_KIND, KIND_IDS[record.kind[j]]) and colour in (ANY_COLOUR, COLOUR_IDS[record.colour[j]])]
+        return [
+            seg_part(record, j, t) if rng.random() < 0.5 else tak_part(record, j) for j in some
+        ], some
+    if how > 0.92:
+        kind, colour = int(rng.integers(len(KINDS))), int(rng.integers(len(COLOURS)))
+    elif how > 0.85:
+        kind, colour = (kind, ANY_COLOUR) if rng.random() < 0.5 else (ANY_KIND, colour)
+    meant = [
+        j
+        for j in range(n)
+        if kind in (ANY_KIND, KIND_IDS[record.kind[j]])
+        and colour in (ANY_COLOUR, COLOUR_IDS[record.colour[j]])
+    ]
     return [(kind, colour, 0 if meant else int(rng.choice([0, 2])))], meant
 
 # %% ../nbs/22_train.ipynb #2de47e2c
@@ -153,44 +235,58 @@ def masks_of(ids: np.ndarray, things) -> Tensor:
     return torch.as_tensor(np.isin(ids, [i + 1 for i in things]))
 
 # %% ../nbs/22_train.ipynb #69866135
-def optimiser(parameters, lr, steps, warmup=100, betas=(.9, .98), decay=.01, end=.02):
+def optimiser(parameters, lr, steps, warmup=100, betas=(0.9, 0.98), decay=0.01, end=0.02):
     "AdamW with warm-up, and cosine decay to `end` of the rate."
     opt = torch.optim.AdamW(parameters, lr, betas=betas, weight_decay=decay)
-    rate = lambda s: min((s + 1) / warmup, end + (1 - end) * .5 * (1 + math.cos(math.pi * min(s / steps, 1))))
+    rate = lambda s: min(
+        (s + 1) / warmup, end + (1 - end) * 0.5 * (1 + math.cos(math.pi * min(s / steps, 1)))
+    )
     return opt, torch.optim.lr_scheduler.LambdaLR(opt, rate)
+
 
 def save_checkpoint(path: Path, **parts):
     "Written aside, then renamed."
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_suffix(".part")
-    torch.save(parts, aside); os.replace(aside, path)
+    torch.save(parts, aside)
+    os.replace(aside, path)
 
 # %% ../nbs/22_train.ipynb #a70dc006
 def resume(path: Path, modules: dict, opt, schedule) -> tuple:
     "Loads a stage's checkpoint, if there is one: (steps done, minutes they took)."
-    if not path.exists(): return 0, 0.
+    if not path.exists():
+        return 0, 0.0
     state = torch.load(path, weights_only=True, map_location="cpu")
-    for name, module in modules.items(): module.load_state_dict(state[name])
-    opt.load_state_dict(state["opt"]); schedule.load_state_dict(state["schedule"])
+    for name, module in modules.items():
+        module.load_state_dict(state[name])
+    opt.load_state_dict(state["opt"])
+    schedule.load_state_dict(state["schedule"])
     return state["step"], state["minutes"]
+
 
 def on(device):
     "Tensors made inside are made there."
     return nullcontext() if torch.device(device).type == "cpu" else torch.device(device)
 
+
 def cut_log(path: Path, step: int):
     "Forgets the lines of a log that are newer than the checkpoint."
-    lines = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step] if path.exists() else []
+    lines = (
+        [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
+        if path.exists()
+        else []
+    )
     aside = path.with_suffix(".part")
-    aside.write_text("".join(line + "\n" for line in lines)); os.replace(aside, path)
+    aside.write_text("".join(line + "\n" for line in lines))
+    os.replace(aside, path)
 
 # %% ../nbs/22_train.ipynb #a70dc007
 def run_stage(
     name: str,
-    folder,           # of `name.pt` and `name.jsonl`
-    modules: dict,    # what is trained and saved
+    folder,  # of `name.pt` and `name.jsonl`
+    modules: dict,  # what is trained and saved
     steps: int,
-    step_fn,          # step number -> (loss, numbers to log); the same for the same number
+    step_fn,  # step number -> (loss, numbers to log); the same for the same number
     lr: float,
     device="cpu",
     every: int = 50,  # steps between two lines of the log, and between two checkpoints
@@ -205,35 +301,82 @@ def run_stage(
     cut_log(log, first)
     sums = {}
     for step in tqdm(range(first, steps), initial=first, total=steps, desc=name, mininterval=5):
-        with on(device): loss, numbers = step_fn(step)
-        opt.zero_grad(); loss.backward()
-        nn.utils.clip_grad_norm_(params, 1.); opt.step(); schedule.step()
-        for k, v in numbers.items(): sums.setdefault(k, []).append(float(torch.as_tensor(v).detach()))
-        if (step + 1) % every and step + 1 < steps: continue
+        with on(device):
+            loss, numbers = step_fn(step)
+        opt.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(params, 1.0)
+        opt.step()
+        schedule.step()
+        for k, v in numbers.items():
+            sums.setdefault(k, []).append(float(torch.as_tensor(v).detach()))
+        if (step + 1) % every and step + 1 < steps:
+            continue
         minutes = before + (time.time() - start) / 60
-        with log.open("a") as f: f.write(json.dumps({"step": step + 1, "minutes": round(minutes, 2), **{k: round(float(np.mean(v)), 4) for k, v in sums.items()}}) + "\n")
-        save_checkpoint(path, step=step + 1, minutes=minutes, opt=opt.state_dict(), schedule=schedule.state_dict(), **{k: m.state_dict() for k, m in modules.items()})
+        with log.open("a") as f:
+            f.write(
+                json.dumps(
+                    {
+                        "step": step + 1,
+                        "minutes": round(minutes, 2),
+                        **{k: round(float(np.mean(v)), 4) for k, v in sums.items()},
+                    }
+                )
+                + "\n"
+            )
+        save_checkpoint(
+            path,
+            step=step + 1,
+            minutes=minutes,
+            opt=opt.state_dict(),
+            schedule=schedule.state_dict(),
+            **{k: m.state_dict() for k, m in modules.items()},
+        )
         sums = {}
 
 # %% ../nbs/22_train.ipynb #b7a16c51
 class DenseAux(nn.Module):
     "Scaffolding: kind and colour of every low-resolution pixel, from the three feature levels."
+
     def __init__(self, channels):
         super().__init__()
-        self.head = nn.Sequential(nn.Conv2d(sum(channels), 64, 1), nn.GELU(), nn.Conv2d(64, len(KINDS) + len(COLOURS) + 2, 1))
+        self.head = nn.Sequential(
+            nn.Conv2d(sum(channels), 64, 1),
+            nn.GELU(),
+            nn.Conv2d(64, len(KINDS) + len(COLOURS) + 2, 1),
+        )
+
     def forward(self, levels, ids, records):
         size = levels[0].shape[-1]
-        x = self.head(torch.cat([F.interpolate(f, (size, size), mode="bilinear", align_corners=False) for f in levels], 1))
+        x = self.head(
+            torch.cat(
+                [
+                    F.interpolate(f, (size, size), mode="bilinear", align_corners=False)
+                    for f in levels
+                ],
+                1,
+            )
+        )
         stride = ids.shape[-1] // size
-        small = ids[:, stride // 2::stride, stride // 2::stride]
+        small = ids[:, stride // 2 :: stride, stride // 2 :: stride]
         lut = lambda r, f, end: np.array([end] + [f(i) for i in range(len(r.things))])
-        kind = np.stack([lut(r, lambda i: KIND_IDS[r.kind[i]], ANY_KIND)[s] for r, s in zip(records, small)])
-        colour = np.stack([lut(r, lambda i: COLOUR_IDS[r.colour[i]], ANY_COLOUR)[s] for r, s in zip(records, small)])
+        kind = np.stack(
+            [lut(r, lambda i: KIND_IDS[r.kind[i]], ANY_KIND)[s] for r, s in zip(records, small)]
+        )
+        colour = np.stack(
+            [
+                lut(r, lambda i: COLOUR_IDS[r.colour[i]], ANY_COLOUR)[s]
+                for r, s in zip(records, small)
+            ]
+        )
         a, b = x.split([len(KINDS) + 1, len(COLOURS) + 1], 1)
-        return F.cross_entropy(a, torch.as_tensor(kind)) + F.cross_entropy(b, torch.as_tensor(colour))
+        return F.cross_entropy(a, torch.as_tensor(kind)) + F.cross_entropy(
+            b, torch.as_tensor(colour)
+        )
 
 # %% ../nbs/22_train.ipynb #92cc234c
-def upsampled(logits, size): return F.interpolate(logits[:, None], (size, size), mode="bilinear", align_corners=False)[:, 0]
+def upsampled(logits, size):
+    return F.interpolate(logits[:, None], (size, size), mode="bilinear", align_corners=False)[:, 0]
 
 # %% ../nbs/22_train.ipynb #9bc100db
 def iou_of(a, b):
@@ -247,33 +390,53 @@ def mask_losses(out, target):
     logits = upsampled(out.raw, target.shape[-1])
     goal = target.float()
     object_ = object_loss(out.object_logit, present)
-    if not present.any(): return object_, dict(object=object_)
+    if not present.any():
+        return object_, dict(object=object_)
     p, g = logits[present], goal[present]
-    weight = 1 + 4 * g   # small things
-    bce = (F.binary_cross_entropy_with_logits(p, g, reduction="none") * weight).flatten(1).mean(1).mean()
+    weight = 1 + 4 * g  # small things
+    bce = (
+        (F.binary_cross_entropy_with_logits(p, g, reduction="none") * weight)
+        .flatten(1)
+        .mean(1)
+        .mean()
+    )
     dice = dice_loss(p, g)
     iou = iou_of(p > 0, g > 0)
     guess = F.mse_loss(out.iou[present], iou)
     hit = ((out.object_logit > 0) == present).float()
-    return 2 * bce + dice + .5 * object_ + .1 * guess, dict(bce=bce, dice=dice, object=object_, iou=iou.mean(), hit=hit.mean(), hit_absent=hit[~present].mean() if (~present).any() else 1.)
+    return 2 * bce + dice + 0.5 * object_ + 0.1 * guess, dict(
+        bce=bce,
+        dice=dice,
+        object=object_,
+        iou=iou.mean(),
+        hit=hit.mean(),
+        hit_absent=hit[~present].mean() if (~present).any() else 1.0,
+    )
 
 # %% ../nbs/22_train.ipynb #41bda64e
 def tie_attention(sam2):
     "Lets the decoder begin with attention by place: queries and keys are projected alike, so that equal codes of place meet."
     transformer = sam2.sam_mask_decoder.transformer
-    pairs = [a for layer in transformer.layers for a in (layer.cross_attn_token_to_image, layer.cross_attn_image_to_token)]
+    pairs = [
+        a
+        for layer in transformer.layers
+        for a in (layer.cross_attn_token_to_image, layer.cross_attn_image_to_token)
+    ]
     for a in (*pairs, transformer.final_attn_token_to_image):
         nn.init.orthogonal_(a.k_proj.weight, gain=1.4)
         a.q_proj.load_state_dict(a.k_proj.state_dict())
 
 # %% ../nbs/22_train.ipynb #21120000
-def train_sam2_image(folder, steps=3000, lr=8e-4, clips=3, frames=4, queries=5, seed=0, device="cpu"):
+def train_sam2_image(
+    folder, steps=3000, lr=8e-4, clips=3, frames=4, queries=5, seed=0, device="cpu"
+):
     "SAM 2 without memory: decode the thing that a teacher token means."
     torch.manual_seed(seed)
     sam2 = sam2_from_config(SAM2_NANO).train()
     teacher, aux = Teacher(128), DenseAux((16, 32, 128))
     tie_attention(sam2)
     size = SAM2_NANO["image_size"]
+
     def step_fn(step):
         rng = np.random.default_rng([11, seed, step])
         images, ids, records, parts, rows, targets = [], [], [], [], [], []
@@ -282,16 +445,30 @@ def train_sam2_image(folder, steps=3000, lr=8e-4, clips=3, frames=4, queries=5, 
             for t in rng.choice(16, frames, replace=False):
                 for _ in range(queries):
                     query, meant = random_query(clip.record, rng, int(t))
-                    parts.append(query); rows.append(len(images)); targets.append(masks_of(clip.ids[t], meant))
-                images.append(clip.frames[t]); ids.append(clip.ids[t]); records.append(clip.record)
+                    parts.append(query)
+                    rows.append(len(images))
+                    targets.append(masks_of(clip.ids[t], meant))
+                images.append(clip.frames[t])
+                ids.append(clip.ids[t])
+                records.append(clip.record)
         features = sam2.encode(np.stack(images), len(images))
         out = sam2.decode(features, rows, teacher(sam2, parts))
         loss, log = mask_losses(out, torch.stack(targets))
-        by_place = torch.tensor([q[0][0] == ANY_KIND and q[0][1] == ANY_COLOUR and len(t.nonzero()) > 8 for q, t in zip(parts, targets)])
-        log["iou_place"] = iou_of(upsampled(out.raw.detach()[by_place], size) > 0, torch.stack(targets)[by_place]).mean()
+        by_place = torch.tensor(
+            [
+                q[0][0] == ANY_KIND and q[0][1] == ANY_COLOUR and len(t.nonzero()) > 8
+                for q, t in zip(parts, targets)
+            ]
+        )
+        log["iou_place"] = iou_of(
+            upsampled(out.raw.detach()[by_place], size) > 0, torch.stack(targets)[by_place]
+        ).mean()
         dense = aux(features.levels, np.stack(ids), records)
-        return loss + .5 * dense, dict(log, dense=dense)
-    run_stage("sam2_image", folder, dict(sam2=sam2, teacher=teacher, aux=aux), steps, step_fn, lr, device)
+        return loss + 0.5 * dense, dict(log, dense=dense)
+
+    run_stage(
+        "sam2_image", folder, dict(sam2=sam2, teacher=teacher, aux=aux), steps, step_fn, lr, device
+    )
 
 # %% ../nbs/22_train.ipynb #3b9e38cd
 def cell_occupancy(ids: np.ndarray, n: int, cells: int = 8) -> np.ndarray:
@@ -303,26 +480,49 @@ def cell_occupancy(ids: np.ndarray, n: int, cells: int = 8) -> np.ndarray:
 # %% ../nbs/22_train.ipynb #11b1d576
 class EyeAux(nn.Module):
     "Scaffolding: of every cell, which thing covers most of it: kind, colour, where its centre is and how large it is."
+
     def __init__(self, channels):
         super().__init__()
-        self.head = nn.Sequential(nn.Conv2d(channels, 128, 1), nn.GELU(), nn.Conv2d(128, len(KINDS) + len(COLOURS) + 2 + 3, 1))
+        self.head = nn.Sequential(
+            nn.Conv2d(channels, 128, 1),
+            nn.GELU(),
+            nn.Conv2d(128, len(KINDS) + len(COLOURS) + 2 + 3, 1),
+        )
+
     def forward(self, cells, labels):
         kind, colour, numbers = self.head(cells).split([len(KINDS) + 1, len(COLOURS) + 1, 3], 1)
         there = labels["kind"] != ANY_KIND
-        weight = torch.where(there, 1., .2)
-        def weighted(x): return (x * weight).sum() / weight.sum()
+        weight = torch.where(there, 1.0, 0.2)
+
+        def weighted(x):
+            return (x * weight).sum() / weight.sum()
+
         loss_kind = weighted(F.cross_entropy(kind, labels["kind"], reduction="none"))
         loss_colour = weighted(F.cross_entropy(colour, labels["colour"], reduction="none"))
-        offset = (F.smooth_l1_loss(numbers, labels["numbers"], reduction="none").mean(1) * there).sum() / there.sum().clamp(min=1)
+        offset = (
+            F.smooth_l1_loss(numbers, labels["numbers"], reduction="none").mean(1) * there
+        ).sum() / there.sum().clamp(min=1)
         right = lambda x, name: (x.argmax(1) == labels[name])[there].float().mean()
-        return loss_kind + loss_colour + 4 * offset, dict(kind=loss_kind, colour=loss_colour, offset=offset, kind_right=right(kind, "kind"), colour_right=right(colour, "colour"))
+        return loss_kind + loss_colour + 4 * offset, dict(
+            kind=loss_kind,
+            colour=loss_colour,
+            offset=offset,
+            kind_right=right(kind, "kind"),
+            colour_right=right(colour, "colour"),
+        )
 
 # %% ../nbs/22_train.ipynb #e27e702c
 def eye_labels(record, ids, frames, cells=8):
     "Labels of `EyeAux` for some frames of a clip."
     occupancy = cell_occupancy(ids[frames], len(record.things), cells)
-    kinds, colours = np.array([KIND_IDS[k] for k in record.kind]), np.array([COLOUR_IDS[c] for c in record.colour])
-    return cell_labels(occupancy, kinds, colours, record.xy[:, frames], np.array([t.extent for t in record.things]))
+    kinds, colours = (
+        np.array([KIND_IDS[k] for k in record.kind]),
+        np.array([COLOUR_IDS[c] for c in record.colour]),
+    )
+    return cell_labels(
+        occupancy, kinds, colours, record.xy[:, frames], np.array([t.extent for t in record.things])
+    )
+
 
 @lru_cache
 def backdrops(size, n=100):
@@ -335,15 +535,32 @@ def collage(rng, size=256, n=10, cells=8):
     "A frame crowded with `n` still sprites, its `eye_labels`, and (kind id, colour id) of each that can be seen: more to learn from a frame than a clip has."
     frame, ids = backdrops(size)[rng.integers(100)].copy(), np.zeros((size, size), np.uint8)
     kinds, colours = rng.integers(len(KINDS), size=n), rng.integers(len(COLOURS), size=n)
-    extent = rng.choice(list(SIZES.values()), n) * rng.choice([.95, 1.05], n)
+    extent = rng.choice(list(SIZES.values()), n) * rng.choice([0.95, 1.05], n)
     xy = rng.uniform(0, 1, (n, 2))
     for i in np.argsort(-extent):
-        if held_out(list(KINDS)[kinds[i]], list(COLOURS)[colours[i]]): kinds[i] = (kinds[i] + 1) % len(KINDS)
+        if held_out(list(KINDS)[kinds[i]], list(COLOURS)[colours[i]]):
+            kinds[i] = (kinds[i] + 1) % len(KINDS)
         pixels = max(round(extent[i] * size), 6)
-        paste(frame, ids, sprite(list(KINDS)[kinds[i]], list(COLOURS)[colours[i]], pixels, int(rng.integers(4)), bool(rng.random() < .5)), *(xy[i] * size), i + 1)
+        paste(
+            frame,
+            ids,
+            sprite(
+                list(KINDS)[kinds[i]],
+                list(COLOURS)[colours[i]],
+                pixels,
+                int(rng.integers(4)),
+                bool(rng.random() < 0.5),
+            ),
+            *(xy[i] * size),
+            i + 1,
+        )
     noise = rng.integers(-5, 6, frame.shape, dtype=np.int16)
     labels = cell_labels(cell_occupancy(ids[None], n, cells), kinds, colours, xy[:, None], extent)
-    seen = [(int(kinds[i]), int(colours[i])) for i in range(n) if (ids == i + 1).sum() > .3 * (.5 * extent[i] * size) ** 2]
+    seen = [
+        (int(kinds[i]), int(colours[i]))
+        for i in range(n)
+        if (ids == i + 1).sum() > 0.3 * (0.5 * extent[i] * size) ** 2
+    ]
     return np.clip(frame + noise, 0, 255).astype(np.uint8), labels, seen
 
 # %% ../nbs/22_train.ipynb #8c45a8e1
@@ -351,11 +568,19 @@ def cell_labels(occupancy, kinds, colours, xy, extent):
     "Labels of `EyeAux` from occupancy (n, T, c, c), attributes (n,), places (n, T, 2) and sizes (n,)."
     cells = occupancy.shape[-1]
     best, share = occupancy.argmax(0), occupancy.max(0)
-    empty = share < .08
-    centre = np.take_along_axis(xy.transpose(1, 0, 2)[:, :, None, None], best[:, None, ..., None], 1)[:, 0]
-    grid = (np.stack(np.meshgrid(np.arange(cells), np.arange(cells)), -1) + .5) / cells
-    numbers = np.concatenate([(centre - grid) * 4, extent[best][..., None] * 4], -1).transpose(0, 3, 1, 2)
-    return dict(kind=np.where(empty, ANY_KIND, kinds[best]), colour=np.where(empty, ANY_COLOUR, colours[best]), numbers=numbers.astype(np.float32))
+    empty = share < 0.08
+    centre = np.take_along_axis(
+        xy.transpose(1, 0, 2)[:, :, None, None], best[:, None, ..., None], 1
+    )[:, 0]
+    grid = (np.stack(np.meshgrid(np.arange(cells), np.arange(cells)), -1) + 0.5) / cells
+    numbers = np.concatenate([(centre - grid) * 4, extent[best][..., None] * 4], -1).transpose(
+        0, 3, 1, 2
+    )
+    return dict(
+        kind=np.where(empty, ANY_KIND, kinds[best]),
+        colour=np.where(empty, ANY_COLOUR, colours[best]),
+        numbers=numbers.astype(np.float32),
+    )
 
 # %% ../nbs/22_train.ipynb #1fb65ad3
 def train_eye(folder, steps=1500, lr=2e-3, frames=28, seed=0, device="cpu"):
@@ -363,37 +588,63 @@ def train_eye(folder, steps=1500, lr=2e-3, frames=28, seed=0, device="cpu"):
     torch.manual_seed(seed)
     eye = ResNetModel(ResNetConfig(**ENCODER_NANO["tower"])).train()
     aux = EyeAux(ENCODER_NANO["tower"]["hidden_sizes"][-1])
+
     def step_fn(step):
         rng = np.random.default_rng([12, seed, step])
         images, labels, _ = zip(*[collage(rng, n=int(rng.integers(4, 12))) for _ in range(frames)])
         cells = eye(frame_tensor(np.stack(images), 128).to(eye.device)).last_hidden_state
-        return aux(cells, {k: torch.as_tensor(np.concatenate([l[k] for l in labels])) for k in labels[0]})
+        return aux(
+            cells, {k: torch.as_tensor(np.concatenate([l[k] for l in labels])) for k in labels[0]}
+        )
+
     run_stage("eye", folder, dict(eye=eye, aux=aux), steps, step_fn, lr, device)
 
 # %% ../nbs/22_train.ipynb #fdb33a23
-MOST = 6   # things a clip may hold
+MOST = 6  # things a clip may hold
 
 MOTION_IDS = {m: i for i, m in enumerate(MOTIONS)}
 
+
 def answer_of(record, e):
     "The words after `[TAK]`: what the target is called."
-    if not e.targets: return "there is no such thing"
+    if not e.targets:
+        return "there is no such thing"
     names = [f"{record.colour[i]} {record.kind[i]}" for i in e.targets]
     return f"it is the {names[0]}" if len(names) == 1 else f"there are {len(names)} things"
 
 # %% ../nbs/22_train.ipynb #b173e4f0
 FACTS_OF_WAY = 13  # numbers about how a thing moves
 
+
 def clip_facts(record, occupancy, size):
     "Arrays about the things of a clip, padded to `MOST`, for the auxiliary losses."
     n, T = occupancy.shape[:2]
-    occ = np.zeros((MOST, T, *occupancy.shape[2:]), np.float16); occ[:n] = occupancy
+    occ = np.zeros((MOST, T, *occupancy.shape[2:]), np.float16)
+    occ[:n] = occupancy
     attributes = np.zeros((MOST, 3), np.int64)
-    attributes[:n] = np.stack([[KIND_IDS[k] for k in record.kind], [COLOUR_IDS[c] for c in record.colour], [MOTION_IDS[m] for m in record.motion]], 1)
-    late = record.step[:, -max(T // 4, 1):].mean(1) * (T - 1)
+    attributes[:n] = np.stack(
+        [
+            [KIND_IDS[k] for k in record.kind],
+            [COLOUR_IDS[c] for c in record.colour],
+            [MOTION_IDS[m] for m in record.motion],
+        ],
+        1,
+    )
+    late = record.step[:, -max(T // 4, 1) :].mean(1) * (T - 1)
     numbers = np.zeros((MOST, FACTS_OF_WAY), np.float32)
-    numbers[:n] = np.column_stack([record.shift() * 2, record.first / T, record.last / T, record.path(), np.sqrt(record.area) / size * 4,
-                                   record.mean_xy() * 2, record.xy[:, 0] * 2, record.xy[:, -1] * 2, late])
+    numbers[:n] = np.column_stack(
+        [
+            record.shift() * 2,
+            record.first / T,
+            record.last / T,
+            record.path(),
+            np.sqrt(record.area) / size * 4,
+            record.mean_xy() * 2,
+            record.xy[:, 0] * 2,
+            record.xy[:, -1] * 2,
+            late,
+        ]
+    )
     xy, share = np.zeros((MOST, T, 2), np.float32), np.zeros((MOST, T), np.float32)
     xy[:n], share[:n] = record.xy, record.share
     return dict(occupancy=occ, attributes=attributes, numbers=numbers, xy=xy, share=share)
@@ -401,47 +652,73 @@ def clip_facts(record, occupancy, size):
 # %% ../nbs/22_train.ipynb #17d43b92
 class Bank:
     "Clips already seen by the eye: new ones join at every step, old ones are met again with new sentences. What is not there yet is made when it is met."
+
     def __init__(self, encoder, seed, size=256, most=5000, new=2, start=150):
-        self.encoder, self.seed, self.size, self.most, self.new, self.start, self.items = encoder, seed, size, most, new, start, {}
+        self.encoder, self.seed, self.size, self.most, self.new, self.start, self.items = (
+            encoder,
+            seed,
+            size,
+            most,
+            new,
+            start,
+            {},
+        )
+
     def make(self, index):
         clip = make_clip("train", self.seed, index, self.size, 16, 0)
-        with torch.no_grad(): cells = self.encoder.see(clip.frames)
-        facts = clip_facts(clip.record, cell_occupancy(clip.ids, len(clip.record.things)), self.size)
-        return dict(record=clip.record, cells=cells.half(), index=index, **{k: torch.as_tensor(v) for k, v in facts.items()}) | self.more(clip)
-    def more(self, clip): return {}
+        with torch.no_grad():
+            cells = self.encoder.see(clip.frames)
+        facts = clip_facts(
+            clip.record, cell_occupancy(clip.ids, len(clip.record.things)), self.size
+        )
+        return dict(
+            record=clip.record,
+            cells=cells.half(),
+            index=index,
+            **{k: torch.as_tensor(v) for k, v in facts.items()},
+        ) | self.more(clip)
+
+    def more(self, clip):
+        return {}
+
     def batch(self, step, size, rng):
         "`size` clips: the new ones of this step and some of the last `most`."
         end = self.start + (step + 1) * self.new
         first = max(end - self.most, 0)
-        for i in [i for i in self.items if i < first]: del self.items[i]
+        for i in [i for i in self.items if i < first]:
+            del self.items[i]
         pick = [*range(end - self.new, end), *rng.integers(first, end, size - self.new).tolist()]
         for i in pick:
-            if i not in self.items: self.items[i] = self.make(i)
+            if i not in self.items:
+                self.items[i] = self.make(i)
         return [self.items[i] for i in pick]
 
 # %% ../nbs/22_train.ipynb #b2d0e1a2
 def some_frames(rng, n=16):
     "Frames as TKS would take them (every second of 16), or another number of evenly spread ones."
-    if rng.random() < .6: return np.arange(int(rng.integers(2)), n, 2)
+    if rng.random() < 0.6:
+        return np.arange(int(rng.integers(2)), n, 2)
     k = int(rng.integers(6, 12))
     return np.unique(np.clip(np.round((np.arange(k) + rng.random()) * n / k).astype(int), 0, n - 1))
 
 # %% ../nbs/22_train.ipynb #1abdd6d8
 class LanguageAux(nn.Module):
     "Scaffolding on the language model's states: where the target is, what it is, and how the things of the video move."
+
     def __init__(self, d, cells=64):
         super().__init__()
-        self.where = nn.Linear(d, cells + 1)   # of a [SEG] state: occupancy of every cell, presence
+        self.where = nn.Linear(d, cells + 1)  # of a [SEG] state: occupancy of every cell, presence
         self.place = nn.Linear(d, 2)
         self.what = nn.Linear(d, len(KINDS) + 1 + len(COLOURS) + 1)
         self.video = nn.Linear(d, FACTS_OF_WAY + len(MOTIONS))  # of a video token in a middle layer
-        self.scale = nn.Parameter(torch.tensor(10.))
+        self.scale = nn.Parameter(torch.tensor(10.0))
 
 # %% ../nbs/22_train.ipynb #f29a7c49
 def gather_positions(ids, token):
     "Positions one before every `token`, (B, S, k); every row has the same number."
     B, S, L = ids.shape
     return (ids == token).nonzero()[:, 2].view(B, S, -1) - 1
+
 
 def at(hidden, positions):
     "States (B, S, k, d) at positions (B, S, k)."
@@ -453,59 +730,101 @@ def block_majority(occupancy):
     B, n, T = occupancy.shape[:3]
     blocks = F.avg_pool2d(occupancy.flatten(0, 2)[:, None], 2).view(B, n, T, -1)
     share, best = blocks.max(1)
-    return best, share > .05
+    return best, share > 0.05
 
 # %% ../nbs/22_train.ipynb #dff89a93
 def video_losses(encoder, aux, out, P, batch, frames, word_ids):
     "Alignment of the video's tokens with words, and motion facts from a middle layer."
     occ = torch.stack([b["occupancy"] for b in batch])[:, :, frames].float()
-    best, there = block_majority(occ)                                       # (B, T, 16)
-    pick = lambda x: torch.stack([b[x] for b in batch]).gather(1, best.flatten(1)[..., None].expand(-1, -1, batch[0][x].shape[-1])).view(*best.shape, -1)[there]
+    best, there = block_majority(occ)  # (B, T, 16)
+    pick = lambda x: (
+        torch.stack([b[x] for b in batch])
+        .gather(1, best.flatten(1)[..., None].expand(-1, -1, batch[0][x].shape[-1]))
+        .view(*best.shape, -1)[there]
+    )
     attributes, numbers = pick("attributes"), pick("numbers")
     B, T = best.shape[:2]
     tokens = lambda h: h[:, :P].view(B, T, -1, h.shape[-1])[:, :, 1:][there]
-    first, middle = tokens(out.hidden_states[0]), tokens(out.hidden_states[len(out.hidden_states) // 2])
+    first, middle = (
+        tokens(out.hidden_states[0]),
+        tokens(out.hidden_states[len(out.hidden_states) // 2]),
+    )
     words = F.normalize(encoder.llm.get_input_embeddings().weight[word_ids], dim=-1)
     logits = aux.scale * F.normalize(first, dim=-1) @ words.T
-    align = F.cross_entropy(logits[:, :len(KINDS)], attributes[:, 0]) + F.cross_entropy(logits[:, len(KINDS):], attributes[:, 1])
+    align = F.cross_entropy(logits[:, : len(KINDS)], attributes[:, 0]) + F.cross_entropy(
+        logits[:, len(KINDS) :], attributes[:, 1]
+    )
     n, m = aux.video(middle).split([FACTS_OF_WAY, len(MOTIONS)], -1)
-    return dict(align=align, motion=F.smooth_l1_loss(n, numbers) * 5 + .5 * F.cross_entropy(m, attributes[:, 2]))
+    return dict(
+        align=align,
+        motion=F.smooth_l1_loss(n, numbers) * 5 + 0.5 * F.cross_entropy(m, attributes[:, 2]),
+    )
 
 # %% ../nbs/22_train.ipynb #e0f901ea
 def sentence_targets(batch, sentences, frames):
     "Occupancy (B, S, T, 64) of the targets, their presence (B, S, T), place of single ones (B, S, T, 2), attribute ids (B, S, 2), target flags (B, S, MOST)."
     flags = torch.zeros(len(batch), len(sentences[0]), MOST)
     for b, row in enumerate(sentences):
-        for s, e in enumerate(row): flags[b, s, list(e.targets)] = 1
-    occ = torch.stack([b["occupancy"] for b in batch])[:, :, frames].float().flatten(3)   # (B, n, T, 64)
+        for s, e in enumerate(row):
+            flags[b, s, list(e.targets)] = 1
+    occ = (
+        torch.stack([b["occupancy"] for b in batch])[:, :, frames].float().flatten(3)
+    )  # (B, n, T, 64)
     share = torch.stack([b["share"] for b in batch])[:, :, frames]
     xy = torch.stack([b["xy"] for b in batch])[:, :, frames]
     attributes = torch.stack([b["attributes"] for b in batch])[..., :2].float()
     count = flags.sum(-1).clamp(min=1)[..., None]
     mean = torch.einsum("bsn,bna->bsa", flags, attributes) / count
-    spread = torch.einsum("bsn,bna->bsa", flags, attributes ** 2) / count - mean ** 2
+    spread = torch.einsum("bsn,bna->bsa", flags, attributes**2) / count - mean**2
     none = torch.tensor([ANY_KIND, ANY_COLOUR]).float()
-    what = torch.where((spread < .01) & (flags.sum(-1, keepdim=True) > 0), mean, none).round().long()
-    return dict(occupancy=torch.einsum("bsn,bntc->bstc", flags, occ), present=torch.einsum("bsn,bnt->bst", flags, share) > .1,
-                place=torch.einsum("bsn,bntx->bstx", flags, xy), single=flags.sum(-1) == 1, what=what, flags=flags, things=occ, share=share)
+    what = (
+        torch.where((spread < 0.01) & (flags.sum(-1, keepdim=True) > 0), mean, none).round().long()
+    )
+    return dict(
+        occupancy=torch.einsum("bsn,bntc->bstc", flags, occ),
+        present=torch.einsum("bsn,bnt->bst", flags, share) > 0.1,
+        place=torch.einsum("bsn,bntx->bstx", flags, xy),
+        single=flags.sum(-1) == 1,
+        what=what,
+        flags=flags,
+        things=occ,
+        share=share,
+    )
 
 # %% ../nbs/22_train.ipynb #c83a239f
 def language_losses(encoder, aux, hidden, ids, goal):
     "Words of the answer, and what the states of `[SEG]` and `[TAK]` must know."
-    seg, tak = at(hidden, gather_positions(ids, encoder.seg_id)), at(hidden, gather_positions(ids, encoder.tak_id))[:, :, 0]
+    seg, tak = (
+        at(hidden, gather_positions(ids, encoder.seg_id)),
+        at(hidden, gather_positions(ids, encoder.tak_id))[:, :, 0],
+    )
     where = aux.where(seg)
-    weight = 1 + 6 * (goal["occupancy"] > .1)
-    occupancy = (F.binary_cross_entropy_with_logits(where[..., :-1], goal["occupancy"].clamp(0, 1), reduction="none") * weight).mean()
+    weight = 1 + 6 * (goal["occupancy"] > 0.1)
+    occupancy = (
+        F.binary_cross_entropy_with_logits(
+            where[..., :-1], goal["occupancy"].clamp(0, 1), reduction="none"
+        )
+        * weight
+    ).mean()
     presence = object_loss(where[..., -1].flatten(), goal["present"].flatten())
     here = goal["present"] & goal["single"][..., None]
-    place = F.smooth_l1_loss(aux.place(seg)[here], goal["place"][here]) if here.any() else 0.
-    what = 0.
+    place = F.smooth_l1_loss(aux.place(seg)[here], goal["place"][here]) if here.any() else 0.0
+    what = 0.0
     for state in (tak, seg.mean(2)):
         kind, colour = aux.what(state).split([len(KINDS) + 1, len(COLOURS) + 1], -1)
-        what = what + F.cross_entropy(kind.flatten(0, 1), goal["what"][..., 0].flatten()) + F.cross_entropy(colour.flatten(0, 1), goal["what"][..., 1].flatten())
+        what = (
+            what
+            + F.cross_entropy(kind.flatten(0, 1), goal["what"][..., 0].flatten())
+            + F.cross_entropy(colour.flatten(0, 1), goal["what"][..., 1].flatten())
+        )
     answer = (ids == encoder.seg_id).cumsum(-1)[..., :-1].bool() & (ids[..., 1:] != encoder.pad_id)
     words = F.cross_entropy(encoder.llm.lm_head(hidden[:, :, :-1][answer]), ids[..., 1:][answer])
-    return seg, tak, where, dict(words=words, occupancy=occupancy, presence=presence, place=place, what=what)
+    return (
+        seg,
+        tak,
+        where,
+        dict(words=words, occupancy=occupancy, presence=presence, place=place, what=what),
+    )
 
 # %% ../nbs/22_train.ipynb #2ebab8e3
 def pointer_loss(encoder, out, P, ids, goal, layer=3):
@@ -515,15 +834,26 @@ def pointer_loss(encoder, out, P, ids, goal, layer=3):
     B, S, L = ids.shape
     d, T = attention.head_dim, goal["present"].shape[2]
     positions = gather_positions(ids, encoder.seg_id)
+
     def head(proj, states, place):
         y = F.linear(states, proj.weight[:d])[:, None]
         cos, sin = rope(y, place)
         return (y * cos[:, None] + rotate_half(y) * sin[:, None])[:, 0]
-    q = head(attention.q_proj, at(x[:, P:].view(B, S, L, -1), positions).flatten(1, 2), P + positions.flatten(1))   # (B, S·T, d)
-    k = head(attention.k_proj, x[:, :P], torch.arange(P)[None].expand(B, -1))                                       # (B, P, d)
-    score = (q @ k.transpose(1, 2) / d ** .5).view(B, S, T, P).log_softmax(-1).view(B, S, T, T, -1)[..., 1:]
-    own = score.diagonal(dim1=2, dim2=3).movedim(-1, 2)                                                             # (B, S, T, 16): frame t for (t)
-    side = int(goal["occupancy"].shape[-1] ** .5)
+
+    q = head(
+        attention.q_proj,
+        at(x[:, P:].view(B, S, L, -1), positions).flatten(1, 2),
+        P + positions.flatten(1),
+    )  # (B, S·T, d)
+    k = head(attention.k_proj, x[:, :P], torch.arange(P)[None].expand(B, -1))  # (B, P, d)
+    score = (
+        (q @ k.transpose(1, 2) / d**0.5)
+        .view(B, S, T, P)
+        .log_softmax(-1)
+        .view(B, S, T, T, -1)[..., 1:]
+    )
+    own = score.diagonal(dim1=2, dim2=3).movedim(-1, 2)  # (B, S, T, 16): frame t for (t)
+    side = int(goal["occupancy"].shape[-1] ** 0.5)
     wanted = F.avg_pool2d(goal["occupancy"].view(-1, 1, side, side), 2).view(B, S, T, -1)
     wanted = wanted / wanted.sum(-1, keepdim=True).clamp(min=1e-6)
     return -(wanted * own).sum(-1)[goal["present"]].mean()
@@ -532,16 +862,30 @@ def pointer_loss(encoder, out, P, ids, goal, layer=3):
 def right_object(where, goal):
     "Per sentence with one target: share of its visible frames in which the occupancy map points at the right thing, (B, S), NaN elsewhere."
     p = where[..., :-1].sigmoid()
-    score = torch.einsum("bstc,bntc->bsnt", p, goal["things"]) / goal["things"].sum(-1).clamp(min=.5)[:, None]
-    score = score.masked_fill(goal["share"][:, None] < .1, -1)
+    score = (
+        torch.einsum("bstc,bntc->bsnt", p, goal["things"])
+        / goal["things"].sum(-1).clamp(min=0.5)[:, None]
+    )
+    score = score.masked_fill(goal["share"][:, None] < 0.1, -1)
     right = goal["flags"].gather(2, score.argmax(2)) > 0
     seen = goal["present"]
-    return torch.where(goal["single"], (right & seen).sum(-1) / seen.sum(-1).clamp(min=1), torch.nan)
+    return torch.where(
+        goal["single"], (right & seen).sum(-1) / seen.sum(-1).clamp(min=1), torch.nan
+    )
 
 # %% ../nbs/22_train.ipynb #34236f52
-EASY = {"look": .5, "place": .15, "sense": .2, "absent": .15}
+EASY = {"look": 0.5, "place": 0.15, "sense": 0.2, "absent": 0.15}
 
-FULL = {"look": .15, "place": .16, "motion": .2, "sense": .1, "time": .16, "compare": .07, "several": .07, "absent": .09}
+FULL = {
+    "look": 0.15,
+    "place": 0.16,
+    "motion": 0.2,
+    "sense": 0.1,
+    "time": 0.16,
+    "compare": 0.07,
+    "several": 0.07,
+    "absent": 0.09,
+}
 
 # %% ../nbs/22_train.ipynb #9acb4b1f
 def draw_sentences(batch, rng, n, weights):
@@ -549,7 +893,8 @@ def draw_sentences(batch, rng, n, weights):
     rows = []
     for item in batch:
         es = draw_expressions(item["record"], rng, n, "train", weights)
-        while not es: es = draw_expressions(item["record"], rng, n, "train")
+        while not es:
+            es = draw_expressions(item["record"], rng, n, "train")
         rows.append([es[i % len(es)] for i in range(n)])
     return rows
 
@@ -558,7 +903,10 @@ def language_step(encoder, aux, bank, step, rng, clips, sentences, weights, word
     "Everything of one step but the loss through SAM 2."
     batch, frames = bank.batch(step, clips, rng), some_frames(rng)
     rows = draw_sentences(batch, rng, sentences, weights)
-    texts, ends = [e.text for r in rows for e in r], [answer_of(b["record"], e) for b, r in zip(batch, rows) for e in r]
+    texts, ends = (
+        [e.text for r in rows for e in r],
+        [answer_of(b["record"], e) for b, r in zip(batch, rows) for e in r],
+    )
     ids = encoder.sentence_ids(texts, len(frames), ends).view(clips, sentences, -1)
     cells = torch.stack([b["cells"][frames] for b in batch]).float()
     out, P, hidden = encoder.hidden(cells, ids)
@@ -569,18 +917,34 @@ def language_step(encoder, aux, bank, step, rng, clips, sentences, weights, word
     right, log = right_object(where.detach(), goal), dict(losses)
     for family in FULL:
         chosen = torch.tensor([[e.family == family for e in r] for r in rows])
-        x = right[chosen]; x = x[~x.isnan()]
-        if len(x): log["r_" + family] = x.mean()
-        elif family == "absent" and chosen.any(): log["r_absent"] = (where.detach()[..., -1][chosen].amax(-1) < 0).float().mean()
+        x = right[chosen]
+        x = x[~x.isnan()]
+        if len(x):
+            log["r_" + family] = x.mean()
+        elif family == "absent" and chosen.any():
+            log["r_absent"] = (where.detach()[..., -1][chosen].amax(-1) < 0).float().mean()
     return batch, frames, rows, goal, seg, tak, losses, log
 
 # %% ../nbs/22_train.ipynb #3242c728
-LANGUAGE_WEIGHTS = dict(words=.5, occupancy=3., presence=.5, place=4., what=.25, align=.25, motion=.5, pointer=.5, like=3.)
+LANGUAGE_WEIGHTS = dict(
+    words=0.5,
+    occupancy=3.0,
+    presence=0.5,
+    place=4.0,
+    what=0.25,
+    align=0.25,
+    motion=0.5,
+    pointer=0.5,
+    like=3.0,
+)
+
 
 def word_tokens(tokenizer):
     "Ids of the words for kinds and colours."
     ids = [tokenizer(" " + w, add_special_tokens=False)["input_ids"] for w in (*KINDS, *COLOURS)]
-    assert all(len(i) == 1 for i in ids), "the vocabulary is too small: a kind or colour is more than one token"
+    assert all(len(i) == 1 for i in ids), (
+        "the vocabulary is too small: a kind or colour is more than one token"
+    )
     return torch.tensor([i[0] for i in ids])
 
 # %% ../nbs/22_train.ipynb #2a6489ce
@@ -590,7 +954,9 @@ def nano_tokenizer(vocab_size=768, clips=400):
     texts = []
     for i in range(clips):
         clip = make_clip("train", 5, i, 32, 16)
-        texts += [e.text for e in clip.expressions] + [answer_of(clip.record, e) for e in clip.expressions]
+        texts += [e.text for e in clip.expressions] + [
+            answer_of(clip.record, e) for e in clip.expressions
+        ]
     texts += [f" {c} {k} it is the {c} {k}" for c in COLOURS for k in KINDS]
     return build_tokenizer(texts, vocab_size)
 
@@ -603,27 +969,33 @@ def new_encoder(folder):
     return encoder
 
 # %% ../nbs/22_train.ipynb #99b09b27
-def tie_heads(llm, share=2/3, gain=.8):
+def tie_heads(llm, share=2 / 3, gain=0.8):
     "Most heads begin by looking for what is like themselves (queries and keys projected alike): words find the pictures of what they name, `(t)` finds frame t."
     for layer in llm.model.layers:
         a = layer.self_attn
         rows = int(round(share * llm.config.num_attention_heads)) * a.head_dim
         with torch.no_grad():
             for start in range(0, rows, a.head_dim):
-                nn.init.orthogonal_(a.k_proj.weight[start:start + a.head_dim], gain)
+                nn.init.orthogonal_(a.k_proj.weight[start : start + a.head_dim], gain)
             a.q_proj.weight[:rows] = a.k_proj.weight[:rows]
 
 # %% ../nbs/22_train.ipynb #36cbc626
 def fuse(llm, device="cpu"):
     "Compiles the layers of a language model, a quarter faster on a CPU; without a C++ compiler they stay as they are."
-    if torch.device(device).type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))): return
-    for layer in llm.model.layers: layer.compile(dynamic=True)
+    if torch.device(device).type == "cpu" and not any(
+        map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))
+    ):
+        return
+    for layer in llm.model.layers:
+        layer.compile(dynamic=True)
 
 # %% ../nbs/22_train.ipynb #36cbc627
 def load_parts(path, **modules):
     "Loads modules from a stage's checkpoint."
     state = torch.load(path, weights_only=True, map_location="cpu")
-    for name, module in modules.items(): module.load_state_dict(state[name])
+    for name, module in modules.items():
+        module.load_state_dict(state[name])
+
 
 def frozen_sam2(folder, stage, device):
     "SAM 2 after a stage, and the teacher, as they are."
@@ -635,7 +1007,8 @@ def frozen_sam2(folder, stage, device):
 # %% ../nbs/22_train.ipynb #7bfa8eee
 def sentence_query(record, e, t=None):
     "The teacher's query for a sentence: in frame `t`, or for the whole video."
-    if not e.targets: return [NOTHING]
+    if not e.targets:
+        return [NOTHING]
     return [tak_part(record, i) if t is None else seg_part(record, i, t) for i in e.targets]
 
 # %% ../nbs/22_train.ipynb #7bfa8eef
@@ -644,97 +1017,151 @@ def teacher_loss(sam2, teacher, batch, rows, frames, seg, tak, rng):
     queries, given = [], []
     for b, row in enumerate(rows):
         for s, (e, a) in enumerate(zip(row, rng.integers(len(frames), size=len(row)))):
-            queries += [sentence_query(batch[b]["record"], e), sentence_query(batch[b]["record"], e, int(frames[a]))]
+            queries += [
+                sentence_query(batch[b]["record"], e),
+                sentence_query(batch[b]["record"], e, int(frames[a])),
+            ]
             given += [tak[b, s], seg[b, s, a]]
-    with torch.no_grad(): wanted = teacher(sam2, queries)
+    with torch.no_grad():
+        wanted = teacher(sam2, queries)
     return F.smooth_l1_loss(torch.stack(given), wanted)
 
 # %% ../nbs/22_train.ipynb #b24149ec
-def train_language(folder, steps=3000, lr=1e-3, clips=8, sentences=8, easy=500, seed=0, device="cpu"):
+def train_language(
+    folder, steps=3000, lr=1e-3, clips=8, sentences=8, easy=500, seed=0, device="cpu"
+):
     "The language model: learn where and what from auxiliary losses on its states, and to write the teacher's tokens."
     torch.manual_seed(seed)
     encoder, aux = new_encoder(folder).train(), LanguageAux(192)
-    encoder.eye.eval(); tie_heads(encoder.llm)
+    encoder.eye.eval()
+    tie_heads(encoder.llm)
     sam2, teacher = frozen_sam2(folder, "sam2_image", device)
-    if steps > 200: fuse(encoder.llm, device)   # it takes a minute
+    if steps > 200:
+        fuse(encoder.llm, device)  # it takes a minute
     bank, words = Bank(encoder, 300), word_tokens(encoder.tokenizer)
+
     def step_fn(step):
         rng = np.random.default_rng([13, seed, step])
-        batch, frames, rows, goal, seg, tak, losses, log = language_step(encoder, aux, bank, step, rng, clips, sentences, EASY if step < easy else FULL, words)
-        losses["like"] = log["like"] = teacher_loss(sam2, teacher, batch, rows, frames, encoder.project(seg), encoder.project(tak), rng)
+        batch, frames, rows, goal, seg, tak, losses, log = language_step(
+            encoder, aux, bank, step, rng, clips, sentences, EASY if step < easy else FULL, words
+        )
+        losses["like"] = log["like"] = teacher_loss(
+            sam2, teacher, batch, rows, frames, encoder.project(seg), encoder.project(tak), rng
+        )
         return sum(LANGUAGE_WEIGHTS[k] * v for k, v in losses.items()), log
-    run_stage("language", folder, dict(encoder=encoder, aux=aux), steps, step_fn, lr, device, end=.3)
+
+    run_stage(
+        "language", folder, dict(encoder=encoder, aux=aux), steps, step_fn, lr, device, end=0.3
+    )
 
 # %% ../nbs/22_train.ipynb #ad18751e
-def wake_memory(sam2, sharpness=1.7, pairs=8, loudness=5.):
+def wake_memory(sam2, sharpness=1.7, pairs=8, loudness=5.0):
     "Lets memory begin useful: attention looks at the same place in earlier frames (equal biases, which RoPE turns by place), and the mask is heard beside the image."
     encoder = sam2.memory_encoder
     with torch.no_grad():
-        encoder.pix_feat_proj.weight.mul_(.3)
+        encoder.pix_feat_proj.weight.mul_(0.3)
         for layer in sam2.memory_attention.layers:
             a = layer.cross_attn_image
-            for proj in (a.q_proj, a.k_proj):           # the fastest `pairs` of each axis tell neighbours apart
+            for proj in (
+                a.q_proj,
+                a.k_proj,
+            ):  # the fastest `pairs` of each axis tell neighbours apart
                 proj.bias.zero_()
-                for axis in proj.bias.chunk(2): axis[:2 * pairs] = sharpness
-            a.v_proj.weight.mul_(loudness); a.out_proj.weight.mul_(loudness)
+                for axis in proj.bias.chunk(2):
+                    axis[: 2 * pairs] = sharpness
+            a.v_proj.weight.mul_(loudness)
+            a.out_proj.weight.mul_(loudness)
 
 # %% ../nbs/22_train.ipynb #c69c2ee6
 def some_tracks(record, ids, frames, rng, n):
     "`n` tracks that are in view at the first of `frames`: true masks bool (n, L, H, W); things that vanish later come first, since they are rare."
-    seen = np.flatnonzero(record.share[:, frames[0]] > .4)
-    order = sorted(rng.permutation(seen), key=lambda i: record.share[i, frames].min() > .1)
+    seen = np.flatnonzero(record.share[:, frames[0]] > 0.4)
+    order = sorted(rng.permutation(seen), key=lambda i: record.share[i, frames].min() > 0.1)
     pairs = [[int(i) for i in rng.permutation(seen)[:2]] for _ in range(n)]
-    some = [[int(order[k])] if k < len(order) and rng.random() < .85 else pairs[k] for k in range(n)]
+    some = [
+        [int(order[k])] if k < len(order) and rng.random() < 0.85 else pairs[k] for k in range(n)
+    ]
     return [masks_of(ids[frames], s) for s in some]
 
 # %% ../nbs/22_train.ipynb #fdf3cda9
 def some_way(rng, length, n=16):
     "Frames to follow a thing through: forwards or backwards, every one or every second."
-    stride = int(rng.choice([1, 1, 2])); start = int(rng.integers(n - (length - 1) * stride))
+    stride = int(rng.choice([1, 1, 2]))
+    start = int(rng.integers(n - (length - 1) * stride))
     frames = start + stride * np.arange(length)
-    return frames[::-1] if rng.random() < .5 else frames
+    return frames[::-1] if rng.random() < 0.5 else frames
 
 # %% ../nbs/22_train.ipynb #faf71e64
-def train_sam2_memory(folder, steps=900, lr=5e-4, clips=4, tracks=4, length=6, queries=6, seed=0, device="cpu"):
+def train_sam2_memory(
+    folder, steps=900, lr=5e-4, clips=4, tracks=4, length=6, queries=6, seed=0, device="cpu"
+):
     "SAM 2's memory: follow a mask through a few frames, behind things and out of the frame; tokens are decoded beside, so as not to be forgotten."
     torch.manual_seed(seed)
     sam2, teacher = sam2_from_config(SAM2_NANO).train(), Teacher(128)
     load_parts(Path(folder) / "sam2_image.pt", sam2=sam2, teacher=teacher)
     sam2.hide_absent = True
     wake_memory(sam2)
-    for part in (sam2.image_encoder, sam2.sam_mask_decoder.conv_s0, sam2.sam_mask_decoder.conv_s1, teacher.to(device)): part.requires_grad_(False)
+    for part in (
+        sam2.image_encoder,
+        sam2.sam_mask_decoder.conv_s0,
+        sam2.sam_mask_decoder.conv_s1,
+        teacher.to(device),
+    ):
+        part.requires_grad_(False)
     size = SAM2_NANO["image_size"]
+
     def step_fn(step):
         rng = np.random.default_rng([14, seed, step])
         images, tracked, rows, parts, at_row, wanted = [], [], [], [], [], []
         for c in range(clips):
-            clip, frames = make_clip("train", 400, step * clips + c, size, 16, 0), some_way(rng, length)
-            first = len(images); images += list(clip.frames[frames])
-            if (clip.record.share[:, frames[0]] > .4).any():
+            clip, frames = (
+                make_clip("train", 400, step * clips + c, size, 16, 0),
+                some_way(rng, length),
+            )
+            first = len(images)
+            images += list(clip.frames[frames])
+            if (clip.record.share[:, frames[0]] > 0.4).any():
                 tracked += some_tracks(clip.record, clip.ids, frames, rng, tracks)
                 rows += [torch.arange(first, first + length)] * tracks
             for q in range(queries):
                 t = int(rng.integers(length))
-                query, meant = random_query(clip.record, rng, int(frames[t])) if q else ([NOTHING], [])
-                parts.append(query); at_row.append(first + t); wanted.append(masks_of(clip.ids[frames[t]], meant))
-        with torch.no_grad(): features, tokens = sam2.encode(np.stack(images), len(images)), teacher(sam2, parts)
+                query, meant = (
+                    random_query(clip.record, rng, int(frames[t])) if q else ([NOTHING], [])
+                )
+                parts.append(query)
+                at_row.append(first + t)
+                wanted.append(masks_of(clip.ids[frames[t]], meant))
+        with torch.no_grad():
+            features, tokens = sam2.encode(np.stack(images), len(images)), teacher(sam2, parts)
         truth = torch.stack(tracked)
         out = sam2.propagate(features, 0, truth[:, 0], rows=torch.stack(rows), details=True)
         later = lambda x: x[:, 1:].flatten(0, 1)
-        loss, log = mask_losses(MaskOutput(*(later(getattr(out, k)) for k in ("logits", "raw", "iou", "object_logit"))), later(truth))
+        loss, log = mask_losses(
+            MaskOutput(*(later(getattr(out, k)) for k in ("logits", "raw", "iou", "object_logit"))),
+            later(truth),
+        )
         by_token, other = mask_losses(sam2.decode(features, at_row, tokens), torch.stack(wanted))
-        return loss + .5 * by_token, log | dict(iou_token=other.get("iou", 0.), hit_token=other.get("hit", 0.))
+        return loss + 0.5 * by_token, log | dict(
+            iou_token=other.get("iou", 0.0), hit_token=other.get("hit", 0.0)
+        )
+
     run_stage("sam2_memory", folder, dict(sam2=sam2), steps, step_fn, lr, device)
 
 # %% ../nbs/22_train.ipynb #9837b79b
 class SamBank(Bank):
     "A bank that keeps SAM 2's features and the id maps at its size too."
+
     def __init__(self, encoder, sam2, seed, **kw):
-        super().__init__(encoder, seed, **kw); self.sam2 = sam2
+        super().__init__(encoder, seed, **kw)
+        self.sam2 = sam2
+
     def more(self, clip):
-        with torch.no_grad(): features = self.sam2.encode(clip.frames, 16, dtype=torch.float16)
+        with torch.no_grad():
+            features = self.sam2.encode(clip.frames, 16, dtype=torch.float16)
         stride = self.size // self.sam2.image_size
-        return dict(features=features, ids=clip.ids[:, stride // 2::stride, stride // 2::stride])
+        return dict(
+            features=features, ids=clip.ids[:, stride // 2 :: stride, stride // 2 :: stride]
+        )
 
 # %% ../nbs/22_train.ipynb #2332dd65
 def token_prompts(batch, frames, rows, seg, tak, rng, per_clip=4):
@@ -744,16 +1171,27 @@ def token_prompts(batch, frames, rows, seg, tak, rng, per_clip=4):
         for s in rng.choice(len(rows[b]), per_clip, replace=False):
             fused, weight = tda(seg[b, s], tak[b, s][None])
             a, c = (int(i) for i in rng.integers(len(frames), size=2))
-            key = int(weight.argmax()) if rng.random() < .3 else int(rng.integers(len(frames)))
+            key = int(weight.argmax()) if rng.random() < 0.3 else int(rng.integers(len(frames)))
             for token, t in ((fused[0], key), (fused[0], c), (seg[b, s, a], a)):
-                tokens.append(token); places.append((b, int(frames[t]))); truth.append(masks_of(item["ids"][frames[t]], rows[b][s].targets))
+                tokens.append(token)
+                places.append((b, int(frames[t])))
+                truth.append(masks_of(item["ids"][frames[t]], rows[b][s].targets))
     return torch.stack(tokens), places, torch.stack(truth)
+
 
 def joint_losses(sam2, batch, frames, rows, seg, tak, rng):
     "The paper's mask losses, through SAM 2's frozen decoder."
     tokens, places, truth = token_prompts(batch, frames, rows, seg, tak, rng)
-    levels = [torch.stack([batch[b]["features"].levels[k][t] for b, t in places]).float() for k in range(3)]
-    features = Features(levels, [p.float() for p in batch[0]["features"].positions], sam2.image_size, sam2.image_size)
+    levels = [
+        torch.stack([batch[b]["features"].levels[k][t] for b, t in places]).float()
+        for k in range(3)
+    ]
+    features = Features(
+        levels,
+        [p.float() for p in batch[0]["features"].positions],
+        sam2.image_size,
+        sam2.image_size,
+    )
     out = sam2.decode(features, range(len(tokens)), tokens)
     loss, log = mask_losses(out, truth)
     iou = iou_of(upsampled(out.raw, sam2.image_size) > 0, truth).detach()
@@ -761,7 +1199,7 @@ def joint_losses(sam2, batch, frames, rows, seg, tak, rng):
     return loss, log | dict(iou_fused=iou[present & ~own].mean(), iou_seg=iou[present & own].mean())
 
 # %% ../nbs/22_train.ipynb #f40dcf97
-JOINT_WEIGHTS = dict(language=.5, masks=1.)
+JOINT_WEIGHTS = dict(language=0.5, masks=1.0)
 
 # %% ../nbs/22_train.ipynb #137acd77
 def train_joint(folder, steps=800, lr=6e-4, clips=8, sentences=8, seed=0, device="cpu"):
@@ -771,16 +1209,23 @@ def train_joint(folder, steps=800, lr=6e-4, clips=8, sentences=8, seed=0, device
     load_parts(Path(folder) / "language.pt", encoder=encoder, aux=aux)
     sam2, teacher = frozen_sam2(folder, "sam2_memory", device)
     encoder.eye.eval()
-    if steps > 200: fuse(encoder.llm, device)   # it takes a minute
+    if steps > 200:
+        fuse(encoder.llm, device)  # it takes a minute
     bank, words = SamBank(encoder, sam2, 301, most=2500), word_tokens(encoder.tokenizer)
+
     def step_fn(step):
         rng = np.random.default_rng([15, seed, step])
-        batch, frames, rows, goal, seg, tak, losses, log = language_step(encoder, aux, bank, step, rng, clips, sentences, FULL, words)
-        seg, tak = encoder.project(seg), encoder.project(tak)                    # (B, S, T, D), (B, S, D)
-        losses["like"] = log["like"] = teacher_loss(sam2, teacher, batch, rows, frames, seg, tak, rng)
+        batch, frames, rows, goal, seg, tak, losses, log = language_step(
+            encoder, aux, bank, step, rng, clips, sentences, FULL, words
+        )
+        seg, tak = encoder.project(seg), encoder.project(tak)  # (B, S, T, D), (B, S, D)
+        losses["like"] = log["like"] = teacher_loss(
+            sam2, teacher, batch, rows, frames, seg, tak, rng
+        )
         masks, more = joint_losses(sam2, batch, frames, rows, seg, tak, rng)
         language = sum(LANGUAGE_WEIGHTS[k] * v for k, v in losses.items())
         return JOINT_WEIGHTS["language"] * language + JOINT_WEIGHTS["masks"] * masks, log | more
+
     run_stage("joint", folder, dict(encoder=encoder, aux=aux), steps, step_fn, lr, device)
 
 # %% ../nbs/22_train.ipynb #b967045c
@@ -788,76 +1233,123 @@ def caption(rng, kind, colour):
     "What one may say of a thing, and a function that tells whether it fits (kind id, colour id)."
     how, words = rng.random(), wording(rng, LOOKS, "train")
     k, c = list(KINDS)[kind], list(COLOURS)[colour]
-    if how < .4: return words.format(f"{c} {k}"), lambda a, b: (a, b) == (kind, colour)
-    if how < .65: return words.format(k), lambda a, b: a == kind
-    if how < .75: return words.format(f"{c} thing"), lambda a, b: b == colour
+    if how < 0.4:
+        return words.format(f"{c} {k}"), lambda a, b: (a, b) == (kind, colour)
+    if how < 0.65:
+        return words.format(k), lambda a, b: a == kind
+    if how < 0.75:
+        return words.format(f"{c} thing"), lambda a, b: b == colour
     fact = KINDS[k].facts[rng.integers(len(KINDS[k].facts))]
     return wording(rng, FACTS[fact], "train"), lambda a, b: fact in KINDS[list(KINDS)[a]].facts
 
 # %% ../nbs/22_train.ipynb #b967045d
-def train_clip(folder, steps=600, lr=1e-3, pairs=48, easy=.4, seed=0, device="cpu"):
+def train_clip(folder, steps=600, lr=1e-3, pairs=48, easy=0.4, seed=0, device="cpu"):
     "CLIP: which frame fits a sentence. All pairs of a batch are told apart (as in SigLIP), on frames of one thing first, then of up to six."
     torch.manual_seed(seed)
     tokenizer = nano_tokenizer()
-    scorer = scorer_from_config(CLIP_NANO, partial(clip_tokenize, tokenizer, context_length=32), fit="stretch").train()
+    scorer = scorer_from_config(
+        CLIP_NANO, partial(clip_tokenize, tokenizer, context_length=32), fit="stretch"
+    ).train()
+
     def step_fn(step):
         rng = np.random.default_rng([16, seed, step])
-        things = lambda: 1 if step < easy * steps and rng.random() < .8 else int(rng.integers(1, 7))
+        things = lambda: (
+            1 if step < easy * steps and rng.random() < 0.8 else int(rng.integers(1, 7))
+        )
         images, _, seen = zip(*[collage(rng, n=things()) for _ in range(pairs)])
-        texts, rules = zip(*[caption(rng, *(s[rng.integers(len(s))] if s else (0, 0))) for s in seen])
-        fits = torch.as_tensor(np.array([[any(rule(*thing) for thing in s) for rule in rules] for s in seen]))
+        texts, rules = zip(
+            *[caption(rng, *(s[rng.integers(len(s))] if s else (0, 0))) for s in seen]
+        )
+        fits = torch.as_tensor(
+            np.array([[any(rule(*thing) for thing in s) for rule in rules] for s in seen])
+        )
         logits = scorer.logits(scorer.encode_frames(np.stack(images), pairs), list(texts)).T
         logits = logits - logits.mean()
         loss = F.binary_cross_entropy_with_logits(logits, fits.float(), reduction="none")
         right = (logits.detach() > 0) == fits
-        return loss[fits].mean() + loss[~fits].mean(), dict(loss=loss.mean(), right_yes=right[fits].float().mean(), right_no=right[~fits].float().mean())
+        return loss[fits].mean() + loss[~fits].mean(), dict(
+            loss=loss.mean(),
+            right_yes=right[fits].float().mean(),
+            right_no=right[~fits].float().mean(),
+        )
+
     run_stage("clip", folder, dict(scorer=scorer), steps, step_fn, lr, device)
 
 # %% ../nbs/22_train.ipynb #b7d9f1fa
 def assemble(folder, out, dtype=torch.float16):
     "Puts the newest parts together and writes the model; beside it the teacher (for `23_diagnosis`) and the stages' logs."
     from vrshq_nb.model import VRSHQ
+
     folder = Path(folder)
     model = VRSHQ(dict(encoder=ENCODER_NANO, sam2=SAM2_NANO, clip=CLIP_NANO), nano_tokenizer())
     newest = lambda *names: next(folder / f"{n}.pt" for n in names if (folder / f"{n}.pt").exists())
     load_parts(newest("joint", "language"), encoder=model.encoder)
     load_parts(newest("sam2_memory", "sam2_image"), sam2=model.sam2)
     scorer = scorer_from_config(CLIP_NANO, model.clip.tokenize, fit="stretch")
-    load_parts(folder / "clip.pt", scorer=scorer); model.clip.load_state_dict(scorer.state_dict())
+    load_parts(folder / "clip.pt", scorer=scorer)
+    model.clip.load_state_dict(scorer.state_dict())
     out = model.save_pretrained(out, dtype)
-    save_file({k: v.to(dtype) for k, v in torch.load(folder / "sam2_image.pt", weights_only=True, map_location="cpu")["teacher"].items()}, out / "teacher.safetensors")
-    logs = {name: [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()] for name in STAGES}
+    save_file(
+        {
+            k: v.to(dtype)
+            for k, v in torch.load(folder / "sam2_image.pt", weights_only=True, map_location="cpu")[
+                "teacher"
+            ].items()
+        },
+        out / "teacher.safetensors",
+    )
+    logs = {
+        name: [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
+        for name in STAGES
+    }
     (out / "training_log.json").write_text(json.dumps(logs, separators=(",", ":")))
     return out
 
 # %% ../nbs/22_train.ipynb #1636ddd5
-STAGES = dict(eye=train_eye, sam2_image=train_sam2_image, sam2_memory=train_sam2_memory, language=train_language, clip=train_clip, joint=train_joint)
+STAGES = dict(
+    eye=train_eye,
+    sam2_image=train_sam2_image,
+    sam2_memory=train_sam2_memory,
+    language=train_language,
+    clip=train_clip,
+    joint=train_joint,
+)
 STEPS = dict(eye=2200, sam2_image=3000, sam2_memory=1500, language=2400, clip=1500, joint=600)
-ROUNDS = ((("eye",), ("sam2_image",)), (("language",), ("sam2_memory", "clip")), (("joint",),))  # what stands side by side needs nothing of one another
+ROUNDS = (
+    (("eye",), ("sam2_image",)),
+    (("language",), ("sam2_memory", "clip")),
+    (("joint",),),
+)  # what stands side by side needs nothing of one another
 
 # %% ../nbs/22_train.ipynb #1636ddd6
 def run_stages(names, folder, steps, seed, device, threads):
     "Some stages, one after the other."
-    if threads: torch.set_num_threads(threads)
-    for name in names: STAGES[name](folder, steps=steps[name], seed=seed, device=device)
+    if threads:
+        torch.set_num_threads(threads)
+    for name in names:
+        STAGES[name](folder, steps=steps[name], seed=seed, device=device)
 
 # %% ../nbs/22_train.ipynb #5996870f
 def train_nano(
-    folder,               # checkpoints, logs and the finished model under `nano`
+    folder,  # checkpoints, logs and the finished model under `nano`
     smoke: bool = False,  # a few steps of every stage: does it run?
     steps: dict | None = None,  # other numbers of steps, by stage
     seed: int = 0,
-    device="cpu",         # or "cuda"
-    jobs: int = 2,        # stages that run at the same time, in processes of their own; 1: one after the other, in this one
-) -> Path:                # the folder of the model
+    device="cpu",  # or "cuda"
+    jobs: int = 2,  # stages that run at the same time, in processes of their own; 1: one after the other, in this one
+) -> Path:  # the folder of the model
     "Makes nano from nothing. A stage goes on from its checkpoint; a finished one is not run again."
     folder, steps = Path(folder), STEPS | (dict.fromkeys(STEPS, 2) if smoke else {}) | (steps or {})
     for together in ROUNDS:
         if jobs == 1 or len(together) == 1:
-            for names in together: run_stages(names, folder, steps, seed, device, None)
+            for names in together:
+                run_stages(names, folder, steps, seed, device, None)
             continue
         with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
-            for done in [pool.submit(run_stages, names, folder, steps, seed, device, 1) for names in together]: done.result()
+            for done in [
+                pool.submit(run_stages, names, folder, steps, seed, device, 1) for names in together
+            ]:
+                done.result()
     return assemble(folder, folder / "nano")
 
 # %% ../nbs/22_train.ipynb #1801848c
@@ -868,35 +1360,69 @@ def score_clip(model, clip, folder) -> list:
     for e, seg in zip(clip.expressions, model.segment(path, [e.text for e in clip.expressions])):
         true = clip.masks(e)
         J, F_ = jaccard(seg.masks, true), boundary_f(seg.masks, true)
-        rows.append(dict(clip=clip.name, family=e.family, type_id=e.type_id, text=e.text, J=float(J.mean()), F=float(F_.mean()), JF=float(J.mean() + F_.mean()) / 2,
-                         found=seg.found, keyframe=seg.keyframe, keyframe_J=float(J[seg.keyframe])))
+        rows.append(
+            dict(
+                clip=clip.name,
+                family=e.family,
+                type_id=e.type_id,
+                text=e.text,
+                J=float(J.mean()),
+                F=float(F_.mean()),
+                JF=float(J.mean() + F_.mean()) / 2,
+                found=seg.found,
+                keyframe=seg.keyframe,
+                keyframe_J=float(J[seg.keyframe]),
+            )
+        )
     path.unlink()
     return rows
 
 # %% ../nbs/22_train.ipynb #055e3047
 def score_model(
-    model,              # a `VRSHQ`
+    model,  # a `VRSHQ`
     split: str = "val",
-    n: int = 100,       # clips
-    seed: int = 1000,   # never a training seed
+    n: int = 100,  # clips
+    seed: int = 1000,  # never a training seed
     size: int = 256,
     n_frames: int | None = None,
     progress: bool = True,
-) -> list:              # one dict a sentence
+) -> list:  # one dict a sentence
     "J, F and J&F of every sentence of `n` clips; sentences about nothing count as found or not."
     data = MiniVRS(split, n, seed, size, n_frames)
     with tempfile.TemporaryDirectory() as folder:
-        return [row for i in tqdm(range(n), desc=f"score {split}", disable=not progress) for row in score_clip(model, data[i], folder)]
+        return [
+            row
+            for i in tqdm(range(n), desc=f"score {split}", disable=not progress)
+            for row in score_clip(model, data[i], folder)
+        ]
 
 # %% ../nbs/22_train.ipynb #eba2a13d
 def summary(rows) -> dict:
     "Means with 95 % intervals (bootstrap over clips): J&F of all sentences with a target, referring, reasoning and each family; the share of sentences about nothing that were answered so."
-    groups = {"overall": lambda r: True, "referring": lambda r: r["type_id"] == 0, "reasoning": lambda r: r["type_id"] == 1}
+    groups = {
+        "overall": lambda r: True,
+        "referring": lambda r: r["type_id"] == 0,
+        "reasoning": lambda r: r["type_id"] == 1,
+    }
     groups |= {f: lambda r, f=f: r["family"] == f for f in FAMILIES}
     out = {}
     for name, wanted in groups.items():
         chosen = [r for r in rows if wanted(r) and r["family"] != "absent"]
-        if chosen: out[name] = dict(zip(("JF", "low", "high"), bootstrap_interval([r["JF"] for r in chosen], [r["clip"] for r in chosen])), n=len(chosen))
+        if chosen:
+            out[name] = dict(
+                zip(
+                    ("JF", "low", "high"),
+                    bootstrap_interval([r["JF"] for r in chosen], [r["clip"] for r in chosen]),
+                ),
+                n=len(chosen),
+            )
     absent = [r for r in rows if r["family"] == "absent"]
-    if absent: out["absent, nothing shown"] = dict(zip(("share", "low", "high"), bootstrap_interval([not r["found"] for r in absent], [r["clip"] for r in absent])), n=len(absent))
+    if absent:
+        out["absent, nothing shown"] = dict(
+            zip(
+                ("share", "low", "high"),
+                bootstrap_interval([not r["found"] for r in absent], [r["clip"] for r in absent]),
+            ),
+            n=len(absent),
+        )
     return out

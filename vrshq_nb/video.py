@@ -10,7 +10,12 @@ __all__ = ['BAD_PICTURE', 'IMAGE_KINDS', 'VRSError', 'check_frames', 'check_indi
            'open_reader', 'Video']
 
 # %% ../nbs/00_video.ipynb #de19b3e8
-import math, os, re, shutil, struct, uuid
+import math
+import os
+import re
+import shutil
+import struct
+import uuid
 from contextlib import contextmanager
 from fractions import Fraction
 from numbers import Real
@@ -25,428 +30,660 @@ class VRSError(ValueError):
 
 # %% ../nbs/00_video.ipynb #fec851dd
 def check_frames(
-    frames:np.ndarray, # array or tensor (T, H, W, 3), uint8
-)->np.ndarray: # the same frames as a NumPy array
+    frames: np.ndarray,  # array or tensor (T, H, W, 3), uint8
+) -> np.ndarray:  # the same frames as a NumPy array
     "Frames as uint8 RGB; a `VRSError` that says what to change where they are not."
-    if hasattr(frames, "detach"): frames = frames.detach().cpu() # a tensor
+    if hasattr(frames, "detach"):
+        frames = frames.detach().cpu()  # a tensor
     a = np.asarray(frames)
     if a.ndim != 4 or a.shape[-1] != 3:
-        hint = ": move the channels last, frames.transpose(0, 2, 3, 1)" if a.ndim == 4 and a.shape[1] == 3 else \
-               ": for one image use image[None]" if a.ndim == 3 and a.shape[-1] == 3 else ": give RGB frames"
+        hint = (
+            ": move the channels last, frames.transpose(0, 2, 3, 1)"
+            if a.ndim == 4 and a.shape[1] == 3
+            else ": for one image use image[None]"
+            if a.ndim == 3 and a.shape[-1] == 3
+            else ": give RGB frames"
+        )
         raise VRSError(f"frames must have the shape [T, H, W, 3], not {list(a.shape)}{hint}")
-    if 0 in a.shape: raise VRSError(f"there is nothing in frames of shape {list(a.shape)}: give at least one frame")
+    if 0 in a.shape:
+        raise VRSError(
+            f"there is nothing in frames of shape {list(a.shape)}: give at least one frame"
+        )
     if a.dtype != np.uint8:
-        raise VRSError(f"frames must be uint8 from 0 to 255, not {a.dtype}: for values from 0 to 1 use (255 * frames).astype('uint8')")
+        raise VRSError(
+            f"frames must be uint8 from 0 to 255, not {a.dtype}: for values from 0 to 1 use (255 * frames).astype('uint8')"
+        )
     return a
 
 # %% ../nbs/00_video.ipynb #5fe58f26
 def check_indices(
-    indices, # frame numbers: list, range, array, slice or one int; None: all
-    n_frames:int, # how many there are
-    name:str="the video", # for the error
-)->np.ndarray: # int64 (n,)
+    indices,  # frame numbers: list, range, array, slice or one int; None: all
+    n_frames: int,  # how many there are
+    name: str = "the video",  # for the error
+) -> np.ndarray:  # int64 (n,)
     "Frame numbers as an array, each from 0 to `n_frames - 1`; anything else is a `VRSError`."
-    if indices is None: indices = range(n_frames)
-    if isinstance(indices, slice): indices = range(*indices.indices(n_frames))
-    try: a = np.asarray(indices if hasattr(indices, "__array__") else [indices] if isinstance(indices, Real) else list(indices)).reshape(-1)
-    except (TypeError, ValueError): a = np.zeros(1)
-    if a.size == 0: return np.zeros(0, np.int64)
-    if a.dtype.kind not in "iu": raise VRSError(f"frame numbers must be whole numbers in one list, not {indices!r}")
+    if indices is None:
+        indices = range(n_frames)
+    if isinstance(indices, slice):
+        indices = range(*indices.indices(n_frames))
+    try:
+        a = np.asarray(
+            indices
+            if hasattr(indices, "__array__")
+            else [indices]
+            if isinstance(indices, Real)
+            else list(indices)
+        ).reshape(-1)
+    except (TypeError, ValueError):
+        a = np.zeros(1)
+    if a.size == 0:
+        return np.zeros(0, np.int64)
+    if a.dtype.kind not in "iu":
+        raise VRSError(f"frame numbers must be whole numbers in one list, not {indices!r}")
     bad = a[(a < 0) | (a >= n_frames)]
-    if len(bad): raise VRSError(f"frame {bad[0]} asked for, but {name} has the frames 0 to {n_frames - 1}")
+    if len(bad):
+        raise VRSError(f"frame {bad[0]} asked for, but {name} has the frames 0 to {n_frames - 1}")
     return a.astype(np.int64)
 
 # %% ../nbs/00_video.ipynb #5d0be8d0
 def sample_indices(
-    n_frames:int, # how many there are
-    n:int, # how many are wanted, at least 1
-)->list[int]: # ascending, none twice
+    n_frames: int,  # how many there are
+    n: int,  # how many are wanted, at least 1
+) -> list[int]:  # ascending, none twice
     "`n` frame numbers evenly spread from the first to the last; the middle one for `n=1`, all for `n >= n_frames`."
-    if n < 1: raise VRSError(f"the number of frames to sample must be at least 1, not {n}")
+    if n < 1:
+        raise VRSError(f"the number of frames to sample must be at least 1, not {n}")
     n = min(n, n_frames)
-    if n == 1: return [(n_frames - 1) // 2]
+    if n == 1:
+        return [(n_frames - 1) // 2]
     return (np.arange(n) * (n_frames - 1) / (n - 1)).round().astype(int).tolist()
 
 # %% ../nbs/00_video.ipynb #53b650db
-def to_even(frame): # uint8 (H, W, 3) -> uint8 (H + H % 2, W + W % 2, 3)
+def to_even(frame):  # uint8 (H, W, 3) -> uint8 (H + H % 2, W + W % 2, 3)
     "Repeat the last row or column where a side is odd: `yuv420p` stores colour for 2 x 2 pixels together."
     h, w = frame.shape[:2]
     return np.pad(frame, ((0, h % 2), (0, w % 2), (0, 0)), mode="edge") if h % 2 or w % 2 else frame
 
 # %% ../nbs/00_video.ipynb #a2f96fcd
-def same_size(frames): # iterable of uint8 (H, W, 3) -> generator of the same
+def same_size(frames):  # iterable of uint8 (H, W, 3) -> generator of the same
     "Pass frames on, each of them checked: uint8, RGB, all of one size. No frame at all is a `VRSError`."
     shape = None
     for i, frame in enumerate(frames):
         frame = check_frames(frame[None])[0]
         shape = shape or frame.shape
         if frame.shape != shape:
-            raise VRSError(f"frame {i} is {frame.shape[1]}x{frame.shape[0]}, the first was {shape[1]}x{shape[0]}: give frames of one size")
+            raise VRSError(
+                f"frame {i} is {frame.shape[1]}x{frame.shape[0]}, the first was {shape[1]}x{shape[0]}: give frames of one size"
+            )
         yield frame
-    if shape is None: raise VRSError("there are no frames to write: give at least one")
+    if shape is None:
+        raise VRSError("there are no frames to write: give at least one")
 
 # %% ../nbs/00_video.ipynb #9066876f
-def reason(error): # str, one line
+def reason(error):  # str, one line
     "What an error says, in a few words."
     text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
     return text.splitlines()[0].lower()
 
 # %% ../nbs/00_video.ipynb #96e6d480
-def swap_in(new, path): # what was just written, where it belongs
+def swap_in(new, path):  # what was just written, where it belongs
     "Rename `new` to `path`; a `VRSError` where a file in an old folder would be lost."
     if path.exists() and path.is_dir() != new.is_dir():
-        raise VRSError(f"cannot write {path}: it is a {'folder' if path.is_dir() else 'file'}; choose another name")
-    if not path.is_dir(): return os.replace(new, path)
+        raise VRSError(
+            f"cannot write {path}: it is a {'folder' if path.is_dir() else 'file'}; choose another name"
+        )
+    if not path.is_dir():
+        return os.replace(new, path)
     lost = sorted({f.name for f in path.iterdir()} - {f.name for f in new.iterdir()})
-    if lost: raise VRSError(f"the folder {path} holds other files ({lost[0]}): choose an empty folder")
+    if lost:
+        raise VRSError(f"the folder {path} holds other files ({lost[0]}): choose an empty folder")
     old = new.with_name(new.name + "-old")
-    os.replace(path, old); os.replace(new, path); shutil.rmtree(old, ignore_errors=True)
+    os.replace(path, old)
+    os.replace(new, path)
+    shutil.rmtree(old, ignore_errors=True)
 
 # %% ../nbs/00_video.ipynb #f95fcd7a
 @contextmanager
 def atomic_path(
-    path:str|Path, # file or folder to be made
-): # context manager; gives a path beside it to write to
+    path: str | Path,  # file or folder to be made
+):  # context manager; gives a path beside it to write to
     "Write aside and rename when all is done: after an error nothing half-written is left, and an old file is still there."
     path = Path(path).expanduser()
-    if not path.parent.is_dir(): raise VRSError(f"cannot write {path}: there is no folder {path.parent}; make it first")
+    if not path.parent.is_dir():
+        raise VRSError(f"cannot write {path}: there is no folder {path.parent}; make it first")
     aside = path.parent / f".{path.stem}-{uuid.uuid4().hex[:8]}{path.suffix}"
     try:
         yield aside
         swap_in(aside, path)
-    except OSError as e: raise VRSError(f"cannot write {path} ({reason(e)}): check the path, its permissions and the free space") from e
+    except OSError as e:
+        raise VRSError(
+            f"cannot write {path} ({reason(e)}): check the path, its permissions and the free space"
+        ) from e
     finally:
-        if aside.is_dir(): shutil.rmtree(aside, ignore_errors=True)
-        else: aside.unlink(missing_ok=True)
+        if aside.is_dir():
+            shutil.rmtree(aside, ignore_errors=True)
+        else:
+            aside.unlink(missing_ok=True)
 
 # %% ../nbs/00_video.ipynb #984b15f0
-def av_frames(frames, rate): # uint8 (H, W, 3) each, frames a second as a Fraction -> generator of av.VideoFrame
+def av_frames(
+    frames, rate
+):  # uint8 (H, W, 3) each, frames a second as a Fraction -> generator of av.VideoFrame
     "Arrays as FFmpeg's frames, each with its place in time."
     import av
+
     for i, frame in enumerate(frames):
         f = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
         f.pts, f.time_base = i, 1 / rate
         yield f
 
 # %% ../nbs/00_video.ipynb #8d26210e
-def palette_graph(width, height, rate): # pixels, pixels, frames a second as a Fraction -> av.filter.Graph
+def palette_graph(
+    width, height, rate
+):  # pixels, pixels, frames a second as a Fraction -> av.filter.Graph
     "An FFmpeg filter graph that gives each frame of a GIF the 256 colours that suit it best."
     from av.filter import Graph
+
     g = Graph()
     source = g.add_buffer(width=width, height=height, format="rgb24", time_base=1 / rate)
     split, colours = g.add("split"), g.add("palettegen", "stats_mode=single")
     use, sink = g.add("paletteuse", "new=1:dither=none"), g.add("buffersink")
-    source.link_to(split); split.link_to(use, 0, 0); split.link_to(colours, 1, 0)
-    colours.link_to(use, 0, 1); use.link_to(sink); g.configure()
+    source.link_to(split)
+    split.link_to(use, 0, 0)
+    split.link_to(colours, 1, 0)
+    colours.link_to(use, 0, 1)
+    use.link_to(sink)
+    g.configure()
     return g
 
 # %% ../nbs/00_video.ipynb #e98f6edf
-def through(graph, frames): # av.filter.Graph, av.VideoFrames -> generator of av.VideoFrame
+def through(graph, frames):  # av.filter.Graph, av.VideoFrames -> generator of av.VideoFrame
     "Push frames into a filter graph and yield what comes out."
     import av
-    for frame in (f for part in (frames, [None]) for f in part): # None: no more to come
+
+    for frame in (f for part in (frames, [None]) for f in part):  # None: no more to come
         graph.push(frame)
         while True:
-            try: yield graph.pull()
-            except (av.error.BlockingIOError, av.error.EOFError): break
+            try:
+                yield graph.pull()
+            except (av.error.BlockingIOError, av.error.EOFError):
+                break
 
 # %% ../nbs/00_video.ipynb #7a27b014
-def check_fps(fps): # frames a second -> Fraction
+def check_fps(fps):  # frames a second -> Fraction
     "A frame rate above 0 as a fraction that files can hold (29.97003 is 30000/1001); anything else is a `VRSError`."
-    if isinstance(fps, bool) or not isinstance(fps, Real) or not 0 < fps < math.inf: raise VRSError(f"fps must be a number above 0, not {fps!r}")
+    if isinstance(fps, bool) or not isinstance(fps, Real) or not 0 < fps < math.inf:
+        raise VRSError(f"fps must be a number above 0, not {fps!r}")
     return Fraction(float(fps)).limit_denominator(1001)
 
 # %% ../nbs/00_video.ipynb #de7fd5cd
-def encode(container, frames, rate, gif, crf): # open for writing, uint8 (H, W, 3) each, a Fraction, GIF or H.264, quality
+def encode(
+    container, frames, rate, gif, crf
+):  # open for writing, uint8 (H, W, 3) each, a Fraction, GIF or H.264, quality
     "Encode frames into an open container, as they come."
     frames = frames if gif else map(to_even, frames)
     first = next(frames := iter(frames))
-    s = container.add_stream("gif" if gif else "libx264", rate=rate, options={} if gif else {"crf": str(crf)})
+    s = container.add_stream(
+        "gif" if gif else "libx264", rate=rate, options={} if gif else {"crf": str(crf)}
+    )
     (s.height, s.width), s.pix_fmt = first.shape[:2], "pal8" if gif else "yuv420p"
-    if not gif: # name the recipe of the colours: BT.601, 16 to 235
+    if not gif:  # name the recipe of the colours: BT.601, 16 to 235
         cc = s.codec_context
-        cc.colorspace = cc.color_primaries = cc.color_trc = 6; cc.color_range = 1
+        cc.colorspace = cc.color_primaries = cc.color_trc = 6
+        cc.color_range = 1
     pictures = av_frames((f for part in ([first], frames) for f in part), rate)
-    for f in through(palette_graph(s.width, s.height, rate), pictures) if gif else pictures: container.mux(s.encode(f))
+    for f in through(palette_graph(s.width, s.height, rate), pictures) if gif else pictures:
+        container.mux(s.encode(f))
     container.mux(s.encode(None))
 
 # %% ../nbs/00_video.ipynb #e363915a
 def write_video(
-    path:str|Path, # .mp4 (H.264, plays in any browser) or .gif
-    frames, # iterable of uint8 (H, W, 3): array, list, generator or `Video`
-    fps:float=8, # frames a second
-    crf:int=18, # quality of an mp4, from 0 (best) to 51 (worst)
-)->Path:
+    path: str | Path,  # .mp4 (H.264, plays in any browser) or .gif
+    frames,  # iterable of uint8 (H, W, 3): array, list, generator or `Video`
+    fps: float = 8,  # frames a second
+    crf: int = 18,  # quality of an mp4, from 0 (best) to 51 (worst)
+) -> Path:
     "Write frames as they come, one in memory at a time; a `VRSError`, and nothing left behind, where that fails."
     import av
+
     path, rate = Path(path).expanduser(), check_fps(fps)
     kind = path.suffix.lower()
-    if kind not in (".mp4", ".gif"): raise VRSError(f"cannot write {path.name!r}: the name must end in .mp4 or .gif")
-    if not 0 <= crf <= 51: raise VRSError(f"crf must be from 0 (best) to 51 (worst), not {crf!r}")
+    if kind not in (".mp4", ".gif"):
+        raise VRSError(f"cannot write {path.name!r}: the name must end in .mp4 or .gif")
+    if not 0 <= crf <= 51:
+        raise VRSError(f"crf must be from 0 (best) to 51 (worst), not {crf!r}")
     options = {"loop": "0"} if kind == ".gif" else {"movflags": "+faststart"}
     try:
-        with atomic_path(path) as aside, av.open(str(aside), "w", options=options) as c: encode(c, same_size(frames), rate, kind == ".gif", crf)
-    except av.error.FFmpegError as e: raise VRSError(f"cannot write {path} ({reason(e)}): check the path, its permissions and the free space") from e
+        with atomic_path(path) as aside, av.open(str(aside), "w", options=options) as c:
+            encode(c, same_size(frames), rate, kind == ".gif", crf)
+    except av.error.FFmpegError as e:
+        raise VRSError(
+            f"cannot write {path} ({reason(e)}): check the path, its permissions and the free space"
+        ) from e
     return path
 
 # %% ../nbs/00_video.ipynb #c48a96f9
-def box_sizes(path): # mp4 or mov -> generator of (start, size, kind)
+def box_sizes(path):  # mp4 or mov -> generator of (start, size, kind)
     "The outermost boxes of an mp4 file, as they say of themselves."
     at, n = 0, os.path.getsize(path)
     with open(path, "rb") as f:
         while at + 16 <= n:
             f.seek(at)
             size, kind, large = struct.unpack(">I4sQ", f.read(16))
-            size = {0: n - at, 1: large}.get(size, size) # 0: up to the end; 1: the size comes later, in 8 bytes
-            if size < 8 or not kind.decode("latin1").isprintable(): return # not a box
+            size = {0: n - at, 1: large}.get(
+                size, size
+            )  # 0: up to the end; 1: the size comes later, in 8 bytes
+            if size < 8 or not kind.decode("latin1").isprintable():
+                return  # not a box
             yield at, size, kind.decode("latin1")
             at += size
 
 # %% ../nbs/00_video.ipynb #dd0895d9
 def declared_bytes(
-    path:Path, # video file
-)->int: # 0 where the file does not say
+    path: Path,  # video file
+) -> int:  # 0 where the file does not say
     "The bytes that a video file says it has: if fewer are there, it was cut off."
-    with open(path, "rb") as f: head = f.read(128)
-    if head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"wide", b"skip"): # mp4, mov
-        return max((start + size for start, size, _ in box_sizes(path)), default=16) # 16: not even one box
-    if head[:4] == b"RIFF" and len(head) >= 8: return 8 + struct.unpack("<I", head[4:8])[0] # avi
-    at = head.find(b"\x18\x53\x80\x67") + 4 # webm, mkv: the segment, then its size in 1 to 8 bytes
-    if head[:4] != b"\x1a\x45\xdf\xa3" or at < 4 or not head[at:] or not head[at]: return 0
+    with open(path, "rb") as f:
+        head = f.read(128)
+    if head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"wide", b"skip"):  # mp4, mov
+        return max(
+            (start + size for start, size, _ in box_sizes(path)), default=16
+        )  # 16: not even one box
+    if head[:4] == b"RIFF" and len(head) >= 8:
+        return 8 + struct.unpack("<I", head[4:8])[0]  # avi
+    at = head.find(b"\x18\x53\x80\x67") + 4  # webm, mkv: the segment, then its size in 1 to 8 bytes
+    if head[:4] != b"\x1a\x45\xdf\xa3" or at < 4 or not head[at:] or not head[at]:
+        return 0
     length = 9 - head[at].bit_length()
-    size, unknown = int.from_bytes(head[at:at + length], "big") & (1 << 7 * length) - 1, (1 << 7 * length) - 1
-    return 0 if size == unknown else at + length + size # a live recording does not know
+    size, unknown = (
+        int.from_bytes(head[at : at + length], "big") & (1 << 7 * length) - 1,
+        (1 << 7 * length) - 1,
+    )
+    return 0 if size == unknown else at + length + size  # a live recording does not know
 
 # %% ../nbs/00_video.ipynb #c13f7f43
 def cut_off(
-    path:Path, # file
-    frame:int|None=None, # first frame that is missing, where that is known
-    n_frames:int=0, # frames that there should be; 0: not known
-)->VRSError:
+    path: Path,  # file
+    frame: int | None = None,  # first frame that is missing, where that is known
+    n_frames: int = 0,  # frames that there should be; 0: not known
+) -> VRSError:
     "The error for a file whose frames cannot all be read."
     there, said = os.path.getsize(path), declared_bytes(path)
     size = f" ({there:,} of {said:,} bytes are there)" if there < said else ""
-    missing = "" if frame is None else f": frame {frame} {f'of {n_frames} ' if n_frames else ''}could not be read"
-    return VRSError(f"{path}: the file seems {'cut off' if size else 'damaged or cut off'}{size}{missing}; copy or download it again")
+    missing = (
+        ""
+        if frame is None
+        else f": frame {frame} {f'of {n_frames} ' if n_frames else ''}could not be read"
+    )
+    return VRSError(
+        f"{path}: the file seems {'cut off' if size else 'damaged or cut off'}{size}{missing}; copy or download it again"
+    )
 
 # %% ../nbs/00_video.ipynb #3ed7c717
-def broken(path, error): # file, what the library said -> VRSError
+def broken(path, error):  # file, what the library said -> VRSError
     "The error for a file that does not open as a video."
     there = os.path.getsize(path)
-    if there == 0: return VRSError(f"{path} is empty (0 bytes): copy or download it again")
-    with open(path, "rb") as f: mp4 = f.read(8)[4:] == b"ftyp" # then its table of frames is what is missing
-    if mp4 or there < declared_bytes(path): return cut_off(path)
-    return VRSError(f"{path} is not a video that can be read ({reason(error)}): give an mp4, webm, mov or gif file, or a folder of pictures")
+    if there == 0:
+        return VRSError(f"{path} is empty (0 bytes): copy or download it again")
+    with open(path, "rb") as f:
+        mp4 = f.read(8)[4:] == b"ftyp"  # then its table of frames is what is missing
+    if mp4 or there < declared_bytes(path):
+        return cut_off(path)
+    return VRSError(
+        f"{path} is not a video that can be read ({reason(error)}): give an mp4, webm, mov or gif file, or a folder of pictures"
+    )
 
 # %% ../nbs/00_video.ipynb #f58dfa2b
 class ArrayReader:
     "Frames that are in memory already."
-    fps = None # an array does not say
-    def __init__(self,
-        frames:np.ndarray, # uint8 (T, H, W, 3)
+
+    fps = None  # an array does not say
+
+    def __init__(
+        self,
+        frames: np.ndarray,  # uint8 (T, H, W, 3)
     ):
         self.array = check_frames(frames)
         self.n_frames, self.height, self.width = self.array.shape[:3]
-    def read(self, indices): return self.array[indices]
+
+    def read(self, indices):
+        return self.array[indices]
 
 # %% ../nbs/00_video.ipynb #bf085a03
-def natural_key(path): # file -> list, that sorts frame10 after frame9
+def natural_key(path):  # file -> list, that sorts frame10 after frame9
     "A key for sorting that reads the digits in a name as numbers."
     return [int(s) if s.isdecimal() else s.lower() for s in re.split(r"(\d+)", Path(path).name)]
 
 # %% ../nbs/00_video.ipynb #8f59c18a
-BAD_PICTURE = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, Image.DecompressionBombError) # what Pillow raises for broken files
+BAD_PICTURE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    struct.error,
+    Image.DecompressionBombError,
+)  # what Pillow raises for broken files
 
-def load_image(path): # any kind that Pillow reads -> uint8 (H, W, 3)
+
+def load_image(path):  # any kind that Pillow reads -> uint8 (H, W, 3)
     "One picture as upright RGB; a `VRSError` for a file that is no picture or is cut off."
     try:
-        with Image.open(path) as im: return np.asarray(ImageOps.exif_transpose(im).convert("RGB"))
-    except BAD_PICTURE as e: raise VRSError(f"{path} cannot be read as a picture ({reason(e)}): save it again, or take it away") from e
+        with Image.open(path) as im:
+            return np.asarray(ImageOps.exif_transpose(im).convert("RGB"))
+    except BAD_PICTURE as e:
+        raise VRSError(
+            f"{path} cannot be read as a picture ({reason(e)}): save it again, or take it away"
+        ) from e
 
 # %% ../nbs/00_video.ipynb #743b602b
-def image_size(path): # any kind that Pillow reads -> (height, width)
+def image_size(path):  # any kind that Pillow reads -> (height, width)
     "The size of a picture once it is upright, from its header alone."
     try:
-        with Image.open(path) as im: (w, h), turned = im.size, im.getexif().get(274, 1) >= 5 # 274: orientation; 5 to 8 lie on their side
-    except BAD_PICTURE as e: raise VRSError(f"{path} cannot be read as a picture ({reason(e)}): save it again, or take it away") from e
+        with Image.open(path) as im:
+            (w, h), turned = (
+                im.size,
+                im.getexif().get(274, 1) >= 5,
+            )  # 274: orientation; 5 to 8 lie on their side
+    except BAD_PICTURE as e:
+        raise VRSError(
+            f"{path} cannot be read as a picture ({reason(e)}): save it again, or take it away"
+        ) from e
     return (w, h) if turned else (h, w)
 
 # %% ../nbs/00_video.ipynb #d4850be2
 IMAGE_KINDS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
+
 class FolderReader:
     "A folder of pictures in natural order, or one picture: a frame a file."
+
     fps = None
-    def __init__(self,
-        path:Path, # folder, or one picture
+
+    def __init__(
+        self,
+        path: Path,  # folder, or one picture
     ):
-        files = [path] if path.is_file() else [f for f in path.iterdir() if f.suffix.lower() in IMAGE_KINDS and f.name[0] != "."]
-        if not files: raise VRSError(f"the folder {path} has no pictures ({', '.join(IMAGE_KINDS)}): give a folder of frames")
+        files = (
+            [path]
+            if path.is_file()
+            else [f for f in path.iterdir() if f.suffix.lower() in IMAGE_KINDS and f.name[0] != "."]
+        )
+        if not files:
+            raise VRSError(
+                f"the folder {path} has no pictures ({', '.join(IMAGE_KINDS)}): give a folder of frames"
+            )
         self.files = sorted(files, key=natural_key)
         self.n_frames, (self.height, self.width) = len(files), image_size(self.files[0])
         for f in self.files:
             if (size := image_size(f)) != (self.height, self.width):
-                raise VRSError(f"the frames in {path} differ in size: {self.files[0].name} is {self.width}x{self.height}, "
-                               f"{f.name} is {size[1]}x{size[0]}: bring them to one size")
-    def read(self, indices): return np.stack([load_image(self.files[i]) for i in indices])
+                raise VRSError(
+                    f"the frames in {path} differ in size: {self.files[0].name} is {self.width}x{self.height}, "
+                    f"{f.name} is {size[1]}x{size[0]}: bring them to one size"
+                )
+
+    def read(self, indices):
+        return np.stack([load_image(self.files[i]) for i in indices])
 
 # %% ../nbs/00_video.ipynb #a0b911ec
 class GifReader:
     "An animated GIF, through Pillow."
-    def __init__(self,
-        path:Path, # file
+
+    def __init__(
+        self,
+        path: Path,  # file
     ):
         try:
             self.path, self.image = path, Image.open(path)
             self.n_frames, (self.width, self.height) = self.image.n_frames, self.image.size
             ms = [self.seek(i).info.get("duration") or 100 for i in range(self.n_frames)]
-        except BAD_PICTURE as e: raise cut_off(path) from e
+        except BAD_PICTURE as e:
+            raise cut_off(path) from e
         self.fps = round(1000 * len(ms) / sum(ms), 1)
-        if path.read_bytes()[-1:] != b";": self.read([self.n_frames - 1]) # no end mark: is the last picture there?
-    def seek(self, i): self.image.seek(int(i)); return self.image
+        if path.read_bytes()[-1:] != b";":
+            self.read([self.n_frames - 1])  # no end mark: is the last picture there?
+
+    def seek(self, i):
+        self.image.seek(int(i))
+        return self.image
+
     def read(self, indices):
         frames = []
         try:
-            for i in indices: frames.append(np.asarray(self.seek(i).convert("RGB")))
-        except BAD_PICTURE as e: raise cut_off(self.path, i, self.n_frames) from e
+            for i in indices:
+                frames.append(np.asarray(self.seek(i).convert("RGB")))
+        except BAD_PICTURE as e:
+            raise cut_off(self.path, i, self.n_frames) from e
         return np.stack(frames)
 
 # %% ../nbs/00_video.ipynb #f31f2c0e
 def probe(
-    path:Path, # video file
-)->dict: # height, width (as stored), fps, rotation (degrees, counter-clockwise), trimmed
+    path: Path,  # video file
+) -> dict:  # height, width (as stored), fps, rotation (degrees, counter-clockwise), trimmed
     "What a video file says of itself; a `VRSError` for a file that is no video, or not a whole one."
     import av
+
     try:
         with av.open(str(path)) as c:
-            if not c.streams.video or c.format.name == "tty": # FFmpeg would draw a text file as a video of letters
-                raise VRSError(f"{path} has no pictures in it: give an mp4, webm, mov or gif file, or a folder of pictures")
+            if (
+                not c.streams.video or c.format.name == "tty"
+            ):  # FFmpeg would draw a text file as a video of letters
+                raise VRSError(
+                    f"{path} has no pictures in it: give an mp4, webm, mov or gif file, or a folder of pictures"
+                )
             s = c.streams.video[0]
             entries, there = list(getattr(s, "index_entries", ())), os.path.getsize(path)
-            if there < declared_bytes(path): # the table of frames, where it is whole, tells which one is missing
-                raise cut_off(path, sum(e.pos + e.size <= there for e in entries) if len(entries) == s.frames else None, s.frames)
+            if there < declared_bytes(
+                path
+            ):  # the table of frames, where it is whole, tells which one is missing
+                raise cut_off(
+                    path,
+                    sum(e.pos + e.size <= there for e in entries)
+                    if len(entries) == s.frames
+                    else None,
+                    s.frames,
+                )
             f = next(c.decode(s), None)
-            if f is None: raise cut_off(path, 0, s.frames)
-            return dict(height=f.height, width=f.width, fps=float(s.average_rate or 0), rotation=int(getattr(f, "rotation", 0)), trimmed=any(e.is_discard for e in entries))
-    except (av.error.FFmpegError, EOFError) as e: raise broken(path, e) from e
+            if f is None:
+                raise cut_off(path, 0, s.frames)
+            return dict(
+                height=f.height,
+                width=f.width,
+                fps=float(s.average_rate or 0),
+                rotation=int(getattr(f, "rotation", 0)),
+                trimmed=any(e.is_discard for e in entries),
+            )
+    except (av.error.FFmpegError, EOFError) as e:
+        raise broken(path, e) from e
 
 # %% ../nbs/00_video.ipynb #92dfc07d
 class AVReader:
     "A video file through PyAV: jump to the key frame before the wanted frame, decode up to it, turn it upright."
-    def __init__(self,
-        path:Path, # file
-        info:dict|None=None, # from `probe`
+
+    def __init__(
+        self,
+        path: Path,  # file
+        info: dict | None = None,  # from `probe`
     ):
         import av
+
         info = info or probe(path)
-        self.path, self.fps, self.turns, self.at = path, info["fps"], round(info["rotation"] / 90) % 4, None
-        self.height, self.width = [info["height"], info["width"]][::-1 if self.turns % 2 else 1]
-        with av.open(str(path)) as c: # when each frame is shown; trimmed ones never are
-            self.times = sorted(p.dts if p.pts is None else p.pts for p in c.demux(c.streams.video[0]) if p.size and not p.is_discard)
+        self.path, self.fps, self.turns, self.at = (
+            path,
+            info["fps"],
+            round(info["rotation"] / 90) % 4,
+            None,
+        )
+        self.height, self.width = [info["height"], info["width"]][:: -1 if self.turns % 2 else 1]
+        with av.open(str(path)) as c:  # when each frame is shown; trimmed ones never are
+            self.times = sorted(
+                p.dts if p.pts is None else p.pts
+                for p in c.demux(c.streams.video[0])
+                if p.size and not p.is_discard
+            )
         self.n_frames, self.container = len(self.times), av.open(str(path))
         self.container.streams.video[0].thread_type = "AUTO"
+
     def decode(self, i):
-        if self.at is None or not self.at <= i < self.at + 32: # not just ahead: jump
-            self.container.seek(self.times[i], stream=self.container.streams.video[0], backward=True)
+        if self.at is None or not self.at <= i < self.at + 32:  # not just ahead: jump
+            self.container.seek(
+                self.times[i], stream=self.container.streams.video[0], backward=True
+            )
             self.decoded = self.container.decode(video=0)
         self.at = i + 1
-        frame = next(f for f in self.decoded if (f.dts if f.pts is None else f.pts) >= self.times[i])
+        frame = next(
+            f for f in self.decoded if (f.dts if f.pts is None else f.pts) >= self.times[i]
+        )
         return np.rot90(frame.to_ndarray(format="rgb24"), self.turns)
+
     def read(self, indices):
         import av
+
         frames = []
         try:
-            for i in indices: frames.append(self.decode(i))
+            for i in indices:
+                frames.append(self.decode(i))
         except (av.error.FFmpegError, StopIteration, EOFError) as e:
-            self.at = None # jump next time
+            self.at = None  # jump next time
             raise cut_off(self.path, i, self.n_frames) from e
         return np.stack(frames)
 
 # %% ../nbs/00_video.ipynb #86beb46e
 class DecordReader:
     "A video file through decord; where that fails, `AVReader` takes over or says which frame is missing."
-    def __init__(self,
-        path:Path, # file
-        info:dict|None=None, # from `probe`
+
+    def __init__(
+        self,
+        path: Path,  # file
+        info: dict | None = None,  # from `probe`
     ):
         import decord
+
         self.path, self.info, self.spare = path, info or probe(path), None
-        self.height, self.width, self.fps = self.info["height"], self.info["width"], self.info["fps"]
-        decord.logging.set_level(decord.logging.QUIET) # else FFmpeg talks on standard error
+        self.height, self.width, self.fps = (
+            self.info["height"],
+            self.info["width"],
+            self.info["fps"],
+        )
+        decord.logging.set_level(decord.logging.QUIET)  # else FFmpeg talks on standard error
         self.decord = decord.VideoReader(str(path), num_threads=1)
         self.n_frames = len(self.decord)
+
     def read(self, indices):
         try:
             if self.spare is None:
                 batch = self.decord.get_batch([int(i) for i in indices])
                 batch = batch.asnumpy() if hasattr(batch, "asnumpy") else np.asarray(batch)
-                if batch.shape[1:] == (self.height, self.width, 3): return batch
-        except Exception: pass # decord's own kinds of error share no ancestor but this
+                if batch.shape[1:] == (self.height, self.width, 3):
+                    return batch
+        except Exception:
+            pass  # decord's own kinds of error share no ancestor but this
         self.spare = self.spare or AVReader(self.path, self.info)
         missing = [i for i in indices if i >= self.spare.n_frames]
-        if missing: raise cut_off(self.path, missing[0], self.n_frames)
+        if missing:
+            raise cut_off(self.path, missing[0], self.n_frames)
         return self.spare.read(indices)
 
 # %% ../nbs/00_video.ipynb #db1c20e0
 def open_file(
-    path:Path, # a file that exists
-): # reader
+    path: Path,  # a file that exists
+):  # reader
     "The reader for a file: decord, or PyAV for what decord may get wrong (turned and trimmed videos) and where there is none."
-    with open(path, "rb") as f: head = f.read(4)
-    if not head: raise broken(path, EOFError())
-    if head == b"GIF8": return GifReader(path)
-    if path.suffix.lower() in IMAGE_KINDS: return FolderReader(path)
+    with open(path, "rb") as f:
+        head = f.read(4)
+    if not head:
+        raise broken(path, EOFError())
+    if head == b"GIF8":
+        return GifReader(path)
+    if path.suffix.lower() in IMAGE_KINDS:
+        return FolderReader(path)
     info = probe(path)
-    if info["rotation"] or info["trimmed"]: return AVReader(path, info)
-    try: return DecordReader(path, info)
-    except Exception: return AVReader(path, info) # no decord here, or a file that it cannot index
+    if info["rotation"] or info["trimmed"]:
+        return AVReader(path, info)
+    try:
+        return DecordReader(path, info)
+    except Exception:
+        return AVReader(path, info)  # no decord here, or a file that it cannot index
 
 # %% ../nbs/00_video.ipynb #39b699c2
 def open_reader(
-    src, # path of a video, GIF, picture or folder; frames (T, H, W, 3)
-)->tuple: # reader, name
+    src,  # path of a video, GIF, picture or folder; frames (T, H, W, 3)
+) -> tuple:  # reader, name
     "The reader for any source; a `VRSError` where there is none."
-    if hasattr(src, "__array__") or isinstance(src, (list, tuple)): return ArrayReader(src), "array"
-    if not isinstance(src, (str, os.PathLike)): raise VRSError(f"{type(src).__name__} is no kind of video: give a path, a folder of frames or a uint8 array [T, H, W, 3]")
+    if hasattr(src, "__array__") or isinstance(src, (list, tuple)):
+        return ArrayReader(src), "array"
+    if not isinstance(src, (str, os.PathLike)):
+        raise VRSError(
+            f"{type(src).__name__} is no kind of video: give a path, a folder of frames or a uint8 array [T, H, W, 3]"
+        )
     path = Path(src).expanduser()
     try:
-        if not str(src).strip() or not path.exists(): raise VRSError(f"there is no file or folder {str(src)!r}: check the path")
-        if path.is_dir(): return FolderReader(path), path.resolve().name
+        if not str(src).strip() or not path.exists():
+            raise VRSError(f"there is no file or folder {str(src)!r}: check the path")
+        if path.is_dir():
+            return FolderReader(path), path.resolve().name
         return open_file(path), path.name
-    except OSError as e: raise VRSError(f"{src} cannot be opened ({reason(e)}): check the path and its permissions") from e
+    except OSError as e:
+        raise VRSError(
+            f"{src} cannot be opened ({reason(e)}): check the path and its permissions"
+        ) from e
 
 # %% ../nbs/00_video.ipynb #7988ea65
 class Video:
     "A video whose frames are decoded only when asked for: see `Video.open`."
+
     def __init__(self, source, fps=None):
         self.reader, self.name = open_reader(source)
-        if fps is not None: check_fps(fps)
+        if fps is not None:
+            check_fps(fps)
         self.source, self.height, self.width = source, self.reader.height, self.reader.width
         known = self.reader.fps and 0 < self.reader.fps < math.inf
-        self.fps = float(fps or (self.reader.fps if known else 8)) # folders and arrays do not say
+        self.fps = float(fps or (self.reader.fps if known else 8))  # folders and arrays do not say
+
     @classmethod
-    def open(cls,
-        src, # path (mp4, webm, mov, gif ...), folder of pictures, uint8 (T, H, W, 3), or a `Video`, which comes back as it is
-        fps:float|None=None, # frames a second; None: as the file says, 8 where nothing says
-    )->"Video":
+    def open(
+        cls,
+        src,  # path (mp4, webm, mov, gif ...), folder of pictures, uint8 (T, H, W, 3), or a `Video`, which comes back as it is
+        fps: float | None = None,  # frames a second; None: as the file says, 8 where nothing says
+    ) -> "Video":
         "Open anything that has frames; a `VRSError` where that is not possible."
         return src if isinstance(src, Video) else cls(src, fps)
-    def frames(self,
-        indices=None, # frame numbers in any order; None: all
-    )->np.ndarray: # uint8 (n, H, W, 3)
+
+    def frames(
+        self,
+        indices=None,  # frame numbers in any order; None: all
+    ) -> np.ndarray:  # uint8 (n, H, W, 3)
         "Decode these frames; a `VRSError` where one is not there."
         wanted = check_indices(indices, len(self), self.name)
-        if not len(wanted): return np.zeros((0, self.height, self.width, 3), np.uint8)
+        if not len(wanted):
+            return np.zeros((0, self.height, self.width, 3), np.uint8)
         once, back = np.unique(wanted, return_inverse=True)
-        return self.reader.read(once) if np.array_equal(once, wanted) else self.reader.read(once)[back]
+        return (
+            self.reader.read(once) if np.array_equal(once, wanted) else self.reader.read(once)[back]
+        )
+
     def chunks(self, size=16):
         "Yield `(indices, frames)` of `size` frames at a time, so that a long video is never in memory as a whole."
-        if size < 1: raise VRSError(f"a chunk must hold at least 1 frame, not {size}")
-        for i in range(0, len(self), size): yield (part := list(range(len(self))[i:i + size])), self.frames(part)
-    def sample(self, n): return sample_indices(len(self), n) # frame numbers
-    def __len__(self): return self.reader.n_frames
-    def __iter__(self): return (frame for _, frames in self.chunks() for frame in frames)
-    def __reduce__(self): return Video, (self.source, self.fps)
-    def __repr__(self): return f"Video({self.name!r}, {len(self)} frames, {self.width}x{self.height}, {self.fps:g} fps, {self.duration:.1f} s)"
+        if size < 1:
+            raise VRSError(f"a chunk must hold at least 1 frame, not {size}")
+        for i in range(0, len(self), size):
+            yield (part := list(range(len(self))[i : i + size])), self.frames(part)
+
+    def sample(self, n):
+        return sample_indices(len(self), n)  # frame numbers
+
+    def __len__(self):
+        return self.reader.n_frames
+
+    def __iter__(self):
+        return (frame for _, frames in self.chunks() for frame in frames)
+
+    def __reduce__(self):
+        return Video, (self.source, self.fps)
+
+    def __repr__(self):
+        return f"Video({self.name!r}, {len(self)} frames, {self.width}x{self.height}, {self.fps:g} fps, {self.duration:.1f} s)"
+
     @property
-    def duration(self): return len(self) / self.fps # seconds
+    def duration(self):
+        return len(self) / self.fps  # seconds

@@ -10,7 +10,10 @@ __all__ = ['STAGES', 'ARROWS', 'COLOURS', 'stage_box', 'finish', 'pipeline_figur
            'with_cursor', 'frame_jpeg', 'browse']
 
 # %% ../nbs/02_viz.ipynb #a6456298
-import html, io, math, textwrap
+import html
+import io
+import math
+import textwrap
 from functools import lru_cache
 
 import numpy as np
@@ -23,22 +26,61 @@ from matplotlib.patches import FancyBboxPatch
 from .video import VRSError, Video, atomic_path, check_frames, sample_indices
 
 # %% ../nbs/02_viz.ipynb #e0068dd2
-STAGES = (("video", "video", "00"), ("tokens", "[SEG], [TAK]\ntokens", "10"), ("tda", "TDA\naggregate", "11"),
-          ("tks", "TKS\nkeyframe", "12"), ("mdp", "SAM 2: decode,\npropagate", "13"), ("masks", "masks", ""))
-ARROWS = ("T' frames\n+ sentence", "seg [T', D]\ntak [1, D]", "fused\n[1, D]", "frame k\n+ token", "bool\n[T, H, W]")
+STAGES = (
+    ("video", "video", "00"),
+    ("tokens", "[SEG], [TAK]\ntokens", "10"),
+    ("tda", "TDA\naggregate", "11"),
+    ("tks", "TKS\nkeyframe", "12"),
+    ("mdp", "SAM 2: decode,\npropagate", "13"),
+    ("masks", "masks", ""),
+)
+ARROWS = (
+    "T' frames\n+ sentence",
+    "seg [T', D]\ntak [1, D]",
+    "fused\n[1, D]",
+    "frame k\n+ token",
+    "bool\n[T, H, W]",
+)
 
 # %% ../nbs/02_viz.ipynb #73ec5983
 def stage_box(ax, x, width, label, number, on):
     "One box of the pipeline; `on`: coloured."
-    ax.add_patch(FancyBboxPatch((x, .3), width, .4, boxstyle="round,pad=0,rounding_size=.06", lw=1.2,
-                                fc="#1d78d2" if on else "#eef1f5", ec="#1d78d2" if on else "#9aa5b1"))
-    ax.text(x + width / 2, .5, label, ha="center", va="center", fontsize=9, color="white" if on else "#222", weight="bold" if on else "normal")
-    if number: ax.text(x + width / 2, .24, f"notebook {number}", ha="center", va="top", fontsize=8, color="#666")
+    ax.add_patch(
+        FancyBboxPatch(
+            (x, 0.3),
+            width,
+            0.4,
+            boxstyle="round,pad=0,rounding_size=.06",
+            lw=1.2,
+            fc="#1d78d2" if on else "#eef1f5",
+            ec="#1d78d2" if on else "#9aa5b1",
+        )
+    )
+    ax.text(
+        x + width / 2,
+        0.5,
+        label,
+        ha="center",
+        va="center",
+        fontsize=9,
+        color="white" if on else "#222",
+        weight="bold" if on else "normal",
+    )
+    if number:
+        ax.text(
+            x + width / 2,
+            0.24,
+            f"notebook {number}",
+            ha="center",
+            va="top",
+            fontsize=8,
+            color="#666",
+        )
 
 # %% ../nbs/02_viz.ipynb #73674e75
 def finish(
-    fig:Figure, # made by pyplot
-)->Figure: # the same
+    fig: Figure,  # made by pyplot
+) -> Figure:  # the same
     "Tidy the margins and take the figure out of pyplot's list, so that a notebook does not draw it twice."
     fig.tight_layout()
     plt.close(fig)
@@ -46,28 +88,46 @@ def finish(
 
 # %% ../nbs/02_viz.ipynb #ee161fa9
 def pipeline_figure(
-    highlight:str|None=None, # "video", "tokens", "tda", "tks", "mdp"; "model": all of them; None: none
-    figsize:tuple=(9, 2.2), # inches
-)->Figure:
+    highlight: str
+    | None = None,  # "video", "tokens", "tda", "tks", "mdp"; "model": all of them; None: none
+    figsize: tuple = (9, 2.2),  # inches
+) -> Figure:
     "The whole method as a row of boxes with the tensors between them; the highlighted stage is coloured."
     known = [k for k, *_ in STAGES[:-1]] + ["model"]
-    if highlight not in [None, *known]: raise VRSError(f"no stage {highlight!r}: choose one of {', '.join(known)}")
+    if highlight not in [None, *known]:
+        raise VRSError(f"no stage {highlight!r}: choose one of {', '.join(known)}")
     fig, ax = plt.subplots(figsize=figsize)
-    widths, gap, x = [.62, 1.12, 1, .95, 1.45, .62], .84, 0
+    widths, gap, x = [0.62, 1.12, 1, 0.95, 1.45, 0.62], 0.84, 0
     for (key, label, number), w, arrow in zip(STAGES, widths, [*ARROWS, None]):
-        stage_box(ax, x, w, label, number, key == highlight or highlight == "model" and key != "masks")
+        stage_box(
+            ax, x, w, label, number, key == highlight or highlight == "model" and key != "masks"
+        )
         if arrow:
-            ax.annotate("", (x + w + gap, .5), (x + w, .5), arrowprops=dict(arrowstyle="-|>", color="#555"))
-            ax.text(x + w + gap / 2 - .03, .56, arrow, ha="center", va="bottom", fontsize=8, color="#333")
+            ax.annotate(
+                "",
+                (x + w + gap, 0.5),
+                (x + w, 0.5),
+                arrowprops=dict(arrowstyle="-|>", color="#555"),
+            )
+            ax.text(
+                x + w + gap / 2 - 0.03,
+                0.56,
+                arrow,
+                ha="center",
+                va="bottom",
+                fontsize=8,
+                color="#333",
+            )
         x += w + gap
-    ax.set(xlim=(-.05, x - gap + .05), ylim=(.1, .86)); ax.axis("off")
+    ax.set(xlim=(-0.05, x - gap + 0.05), ylim=(0.1, 0.86))
+    ax.axis("off")
     return finish(fig)
 
 # %% ../nbs/02_viz.ipynb #6fc2eefd
 def jpeg(
-    array:np.ndarray, # uint8 (H, W, 3)
-    quality:int=85, # 1 to 95
-)->bytes:
+    array: np.ndarray,  # uint8 (H, W, 3)
+    quality: int = 85,  # 1 to 95
+) -> bytes:
     "A picture as the bytes of a JPEG file."
     out = io.BytesIO()
     Image.fromarray(array).save(out, "jpeg", quality=quality, dpi=(72, 72))
@@ -76,50 +136,88 @@ def jpeg(
 # %% ../nbs/02_viz.ipynb #d9f7fe1c
 class Picture:
     "An image that a notebook shows as JPEG at 72 dpi, an eighth of the bytes of a PNG of the same frames."
-    def __init__(self,
-        array:np.ndarray, # uint8 (H, W, 3)
-        quality:int=85, # of the JPEG
-    ): self.array, self.quality = check_frames(array[None])[0], quality
-    def _repr_jpeg_(self): return jpeg(self.array, self.quality)
-    def save(self,
-        path:str, # .jpg, .png or any other kind that Pillow writes
+
+    def __init__(
+        self,
+        array: np.ndarray,  # uint8 (H, W, 3)
+        quality: int = 85,  # of the JPEG
+    ):
+        self.array, self.quality = check_frames(array[None])[0], quality
+
+    def _repr_jpeg_(self):
+        return jpeg(self.array, self.quality)
+
+    def save(
+        self,
+        path: str,  # .jpg, .png or any other kind that Pillow writes
     ):
         "Write the picture to a file; a `VRSError` where that is not possible."
         try:
-            with atomic_path(path) as aside: Image.fromarray(self.array).save(aside, quality=self.quality, dpi=(72, 72))
-        except ValueError as e: raise e if isinstance(e, VRSError) else VRSError(f"cannot write {path}: {e}; end it in .jpg or .png") from e
-    def __array__(self, dtype=None, copy=None): return self.array.astype(dtype or np.uint8)
-    def __repr__(self): return f"Picture({self.array.shape[1]}x{self.array.shape[0]})"
+            with atomic_path(path) as aside:
+                Image.fromarray(self.array).save(aside, quality=self.quality, dpi=(72, 72))
+        except ValueError as e:
+            raise (
+                e
+                if isinstance(e, VRSError)
+                else VRSError(f"cannot write {path}: {e}; end it in .jpg or .png")
+            ) from e
+
+    def __array__(self, dtype=None, copy=None):
+        return self.array.astype(dtype or np.uint8)
+
+    def __repr__(self):
+        return f"Picture({self.array.shape[1]}x{self.array.shape[0]})"
 
 # %% ../nbs/02_viz.ipynb #78ea394d
-COLOURS = np.array([[230, 57, 70], [29, 120, 210], [42, 157, 90], [244, 162, 20], [142, 68, 173],
-                    [0, 172, 193], [233, 30, 140], [121, 85, 40], [140, 170, 20], [90, 95, 110]], np.uint8)
+COLOURS = np.array(
+    [
+        [230, 57, 70],
+        [29, 120, 210],
+        [42, 157, 90],
+        [244, 162, 20],
+        [142, 68, 173],
+        [0, 172, 193],
+        [233, 30, 140],
+        [121, 85, 40],
+        [140, 170, 20],
+        [90, 95, 110],
+    ],
+    np.uint8,
+)
+
 
 def object_colour(
-    i:int, # number of the object, from 0
-)->np.ndarray: # uint8 (3,)
+    i: int,  # number of the object, from 0
+) -> np.ndarray:  # uint8 (3,)
     "The colour of object `i`, the same in every figure; after ten they start again."
     return COLOURS[int(i) % len(COLOURS)]
 
 # %% ../nbs/02_viz.ipynb #e4d181e8
 def as_masks(
-    masks:np.ndarray, # bool (T, H, W) or (K, T, H, W), array or tensor; 0/1 and 0/255 will do
-    shape:tuple, # (T, H, W) of the frames
-)->np.ndarray: # bool (K, T, H, W)
+    masks: np.ndarray,  # bool (T, H, W) or (K, T, H, W), array or tensor; 0/1 and 0/255 will do
+    shape: tuple,  # (T, H, W) of the frames
+) -> np.ndarray:  # bool (K, T, H, W)
     "Masks of one or of `K` objects, in one form; a `VRSError` where they do not fit the frames."
-    if hasattr(masks, "detach"): masks = masks.detach().cpu()
+    if hasattr(masks, "detach"):
+        masks = masks.detach().cpu()
     m = np.asarray(masks)
-    if m.dtype.kind == "f": raise VRSError("masks must be bool, these are numbers with a point: for mask logits give masks > 0")
-    if m.ndim == 3: m = m[None]
+    if m.dtype.kind == "f":
+        raise VRSError(
+            "masks must be bool, these are numbers with a point: for mask logits give masks > 0"
+        )
+    if m.ndim == 3:
+        m = m[None]
     if m.ndim != 4 or m.shape[1:] != tuple(shape):
-        raise VRSError(f"masks {list(np.shape(masks))} do not fit frames [T, H, W] = {list(shape)}: give [T, H, W] or [K, T, H, W]")
+        raise VRSError(
+            f"masks {list(np.shape(masks))} do not fit frames [T, H, W] = {list(shape)}: give [T, H, W] or [K, T, H, W]"
+        )
     return m.astype(bool)
 
 # %% ../nbs/02_viz.ipynb #e988b6c4
 def outline_of(
-    mask:np.ndarray, # bool (..., H, W)
-    width:int=1, # of the line, in pixels
-)->np.ndarray: # bool (..., H, W)
+    mask: np.ndarray,  # bool (..., H, W)
+    width: int = 1,  # of the line, in pixels
+) -> np.ndarray:  # bool (..., H, W)
     "The pixels of a mask that lie within `width` of its edge, the edge of the picture left out."
     inner = mask
     for _ in range(width):
@@ -129,12 +227,12 @@ def outline_of(
 
 # %% ../nbs/02_viz.ipynb #4ff6378c
 def overlay(
-    frames:np.ndarray, # uint8 (T, H, W, 3)
-    masks:np.ndarray, # bool (T, H, W), or (K, T, H, W) for K objects
-    alpha:float=.5, # 0: no colour, 1: nothing but colour
-    colours:list|None=None, # K colours (3,), 0 to 255; None: `object_colour`
-    outline:bool=True, # draw the edge in full colour
-)->np.ndarray: # uint8 (T, H, W, 3), a new array
+    frames: np.ndarray,  # uint8 (T, H, W, 3)
+    masks: np.ndarray,  # bool (T, H, W), or (K, T, H, W) for K objects
+    alpha: float = 0.5,  # 0: no colour, 1: nothing but colour
+    colours: list | None = None,  # K colours (3,), 0 to 255; None: `object_colour`
+    outline: bool = True,  # draw the edge in full colour
+) -> np.ndarray:  # uint8 (T, H, W, 3), a new array
     "Lay each object's colour over its pixels; a later object lies on top. `VRSError` for masks that do not fit."
     out = check_frames(frames).copy()
     masks = as_masks(masks, out.shape[:3])
@@ -142,109 +240,139 @@ def overlay(
     for k, mask in enumerate(masks):
         colour = np.asarray(object_colour(k) if colours is None else colours[k], np.float32)
         out[mask] = ((1 - alpha) * out[mask] + alpha * colour).round()
-        if outline: out[outline_of(mask, width)] = colour
+        if outline:
+            out[outline_of(mask, width)] = colour
     return out
 
 # %% ../nbs/02_viz.ipynb #e13e31cf
 def resize(
-    frames:np.ndarray, # uint8 (n, H, W, 3), or bool (n, H, W)
-    height:int, # pixels
-    width:int, # pixels
-)->np.ndarray: # the same kind, (n, height, width, ...)
+    frames: np.ndarray,  # uint8 (n, H, W, 3), or bool (n, H, W)
+    height: int,  # pixels
+    width: int,  # pixels
+) -> np.ndarray:  # the same kind, (n, height, width, ...)
     "Frames or masks at another size, antialiased; a mask pixel is set where half of it was."
-    images = [Image.fromarray(f if f.dtype == np.uint8 else f.astype(np.uint8) * 255).resize((width, height), Image.Resampling.BOX if f.ndim == 2 else Image.Resampling.LANCZOS)
-              for f in frames]
+    images = [
+        Image.fromarray(f if f.dtype == np.uint8 else f.astype(np.uint8) * 255).resize(
+            (width, height), Image.Resampling.BOX if f.ndim == 2 else Image.Resampling.LANCZOS
+        )
+        for f in frames
+    ]
     a = np.stack([np.asarray(i) for i in images])
     return a if frames.ndim == 4 else a >= 128
 
 # %% ../nbs/02_viz.ipynb #a8dec06f
 @lru_cache
 def font(
-    size:int=12, # pixels, which at 72 dpi are points
-    bold:bool=False,
-)->ImageFont.FreeTypeFont:
+    size: int = 12,  # pixels, which at 72 dpi are points
+    bold: bool = False,
+) -> ImageFont.FreeTypeFont:
     "The font that comes with matplotlib, so that pictures look the same on every machine."
-    return ImageFont.truetype(font_manager.findfont(font_manager.FontProperties(family="DejaVu Sans", weight="bold" if bold else "normal")), size)
+    return ImageFont.truetype(
+        font_manager.findfont(
+            font_manager.FontProperties(family="DejaVu Sans", weight="bold" if bold else "normal")
+        ),
+        size,
+    )
 
 # %% ../nbs/02_viz.ipynb #06eefcb7
 def fit_text(
-    text:str,
-    width:int, # pixels
-    size:int=12, # of the font
-    bold:bool=False,
-)->str:
+    text: str,
+    width: int,  # pixels
+    size: int = 12,  # of the font
+    bold: bool = False,
+) -> str:
     "Text cut with an ellipsis so that it is no wider than `width`."
     text, length = str(text), font(size, bold).getlength
-    if length(text) <= width: return text
-    while text and length(text + "…") > width: text = text[:-1]
+    if length(text) <= width:
+        return text
+    while text and length(text + "…") > width:
+        text = text[:-1]
     return text.rstrip() + "…"
 
 # %% ../nbs/02_viz.ipynb #c90ff733
 def labelled(
-    tile:np.ndarray, # uint8 (H, W, 3)
-    title:str, # one line above the picture; "": none
-    mark:bool=False, # frame it, as the keyframe
-    size:int=12, # of the text, pixels
-)->np.ndarray: # uint8 (H + 18, W, 3)
+    tile: np.ndarray,  # uint8 (H, W, 3)
+    title: str,  # one line above the picture; "": none
+    mark: bool = False,  # frame it, as the keyframe
+    size: int = 12,  # of the text, pixels
+) -> np.ndarray:  # uint8 (H + 18, W, 3)
     "A tile of a contact sheet: its title over it."
     h, w = tile.shape[:2]
     image = Image.new("RGB", (w, h + (size + 6 if title else 0)), "white")
     image.paste(Image.fromarray(tile), (0, image.height - h))
     draw = ImageDraw.Draw(image)
-    if title: draw.text((w // 2, size // 2 + 2), fit_text(title, w, size, mark), "#222", font(size, mark), anchor="mm")
-    if mark: draw.rectangle((0, image.height - h, w - 1, image.height - 1), outline="#ffb000", width=3)
+    if title:
+        draw.text(
+            (w // 2, size // 2 + 2),
+            fit_text(title, w, size, mark),
+            "#222",
+            font(size, mark),
+            anchor="mm",
+        )
+    if mark:
+        draw.rectangle((0, image.height - h, w - 1, image.height - 1), outline="#ffb000", width=3)
     return np.asarray(image)
 
 # %% ../nbs/02_viz.ipynb #692973da
 def grid(
-    tiles:list, # n uint8 (H, W, 3), all of one size
-    cols:int, # tiles in a row
-    gap:int=4, # white pixels between them
-)->np.ndarray: # uint8 (H', W', 3)
+    tiles: list,  # n uint8 (H, W, 3), all of one size
+    cols: int,  # tiles in a row
+    gap: int = 4,  # white pixels between them
+) -> np.ndarray:  # uint8 (H', W', 3)
     "Tiles in rows on white."
     h, w = tiles[0].shape[:2]
     rows = math.ceil(len(tiles) / cols)
     out = np.full((rows * (h + gap) - gap, cols * (w + gap) - gap, 3), 255, np.uint8)
     for i, tile in enumerate(tiles):
         y, x = i // cols * (h + gap), i % cols * (w + gap)
-        out[y:y + h, x:x + w] = tile
+        out[y : y + h, x : x + w] = tile
     return out
 
 # %% ../nbs/02_viz.ipynb #d330b047
 def contact_sheet(
-    frames:np.ndarray, # uint8 (n, H, W, 3)
-    masks:np.ndarray|None=None, # bool (n, H, W) or (K, n, H, W)
-    titles:list|None=None, # n texts; None: no titles
-    cols:int=6, # tiles in a row
-    width:int=760, # of the sheet, pixels
-    mark:tuple=(), # numbers of the tiles to frame
-    colours:list|None=None, # K colours for `overlay`
-)->Picture:
+    frames: np.ndarray,  # uint8 (n, H, W, 3)
+    masks: np.ndarray | None = None,  # bool (n, H, W) or (K, n, H, W)
+    titles: list | None = None,  # n texts; None: no titles
+    cols: int = 6,  # tiles in a row
+    width: int = 760,  # of the sheet, pixels
+    mark: tuple = (),  # numbers of the tiles to frame
+    colours: list | None = None,  # K colours for `overlay`
+) -> Picture:
     "Frames side by side, scaled to fit the width, masks over them. `VRSError` for masks or titles that do not fit."
     frames = check_frames(frames)
     n, h, w = frames.shape[:3]
-    if titles is not None and len(titles) != n: raise VRSError(f"there are {len(titles)} titles for {n} frames: give one a frame")
-    if masks is not None: masks = as_masks(masks, (n, h, w))
+    if titles is not None and len(titles) != n:
+        raise VRSError(f"there are {len(titles)} titles for {n} frames: give one a frame")
+    if masks is not None:
+        masks = as_masks(masks, (n, h, w))
     cols = max(1, min(int(cols), n))
-    tw = min((width - 4 * (cols - 1)) // cols, max(w, 160)); th = max(1, round(h * tw / w))
+    tw = min((width - 4 * (cols - 1)) // cols, max(w, 160))
+    th = max(1, round(h * tw / w))
     tiles = resize(frames, th, tw)
-    if masks is not None: tiles = overlay(tiles, np.stack([resize(m, th, tw) for m in masks]), colours=colours)
-    return Picture(grid([labelled(t, str(titles[i]) if titles else "", i in mark) for i, t in enumerate(tiles)], cols))
+    if masks is not None:
+        tiles = overlay(tiles, np.stack([resize(m, th, tw) for m in masks]), colours=colours)
+    return Picture(
+        grid(
+            [labelled(t, str(titles[i]) if titles else "", i in mark) for i, t in enumerate(tiles)],
+            cols,
+        )
+    )
 
 # %% ../nbs/02_viz.ipynb #6c3015a8
 def show_frames(
-    frames:np.ndarray, # uint8 (T, H, W, 3), or a `Video`
-    titles:list|None=None, # a text a frame; None: frame numbers
-    cols:int=6, # tiles in a row
-    masks:np.ndarray|None=None, # bool (T, H, W) or (K, T, H, W)
-    n:int=12, # show at most so many, evenly spread
-    **kwargs, # width, mark, colours of `contact_sheet`
-)->Picture:
+    frames: np.ndarray,  # uint8 (T, H, W, 3), or a `Video`
+    titles: list | None = None,  # a text a frame; None: frame numbers
+    cols: int = 6,  # tiles in a row
+    masks: np.ndarray | None = None,  # bool (T, H, W) or (K, T, H, W)
+    n: int = 12,  # show at most so many, evenly spread
+    **kwargs,  # width, mark, colours of `contact_sheet`
+) -> Picture:
     "A look at a video: frames evenly spread over it, with their numbers."
     total = len(frames)
     pick = sample_indices(total, min(n, total)) if total else []
     if masks is not None:
-        if hasattr(masks, "detach"): masks = masks.detach().cpu()
+        if hasattr(masks, "detach"):
+            masks = masks.detach().cpu()
         masks = np.asarray(masks)[..., pick, :, :]
     chosen = frames.frames(pick) if isinstance(frames, Video) else check_frames(frames)[pick]
     titles = [f"frame {i}" for i in pick] if titles is None else [titles[i] for i in pick]
@@ -252,8 +380,8 @@ def show_frames(
 
 # %% ../nbs/02_viz.ipynb #b232bea8
 def softmax(
-    x:np.ndarray, # (n,)
-)->np.ndarray: # (n,), adds up to 1
+    x: np.ndarray,  # (n,)
+) -> np.ndarray:  # (n,), adds up to 1
     "Numbers as shares of one."
     e = np.exp(np.asarray(x, float) - np.max(x))
     return e / e.sum()
@@ -261,71 +389,115 @@ def softmax(
 # %% ../nbs/02_viz.ipynb #9ab0f331
 def timeline_finding(frames, similarity, seen, keyframe):
     "One line that says which of the two terms chose the keyframe."
-    if len(frames) == 1: return f"Frame {keyframe} is the only candidate"
+    if len(frames) == 1:
+        return f"Frame {keyframe} is the only candidate"
     by_seen, by_similarity = int(frames[seen.argmax()]), int(frames[similarity.argmax()])
-    who = {(True, True): "both terms agree", (True, False): f"occlusion decides, similarity alone would take frame {by_similarity}",
-           (False, True): f"similarity decides, occlusion alone would take frame {by_seen}"}
-    return f"Frame {keyframe} is the keyframe: " + who.get((by_seen == keyframe, by_similarity == keyframe), "the best sum, though best in neither term")
+    who = {
+        (True, True): "both terms agree",
+        (True, False): f"occlusion decides, similarity alone would take frame {by_similarity}",
+        (False, True): f"similarity decides, occlusion alone would take frame {by_seen}",
+    }
+    return f"Frame {keyframe} is the keyframe: " + who.get(
+        (by_seen == keyframe, by_similarity == keyframe),
+        "the best sum, though best in neither term",
+    )
 
 # %% ../nbs/02_viz.ipynb #d0904516
 def score_timeline(
-    candidates:list, # of `Candidate`: .frame, .similarity (λ), .occlusion (object logit), .score, .clip
-    keyframe:int, # the frame that was chosen
-    n_frames:int, # length of the video
-    title:str|None=None, # None: what the numbers say
-    figsize:tuple=(8, 3), # inches
-)->Figure:
+    candidates: list,  # of `Candidate`: .frame, .similarity (λ), .occlusion (object logit), .score, .clip
+    keyframe: int,  # the frame that was chosen
+    n_frames: int,  # length of the video
+    title: str | None = None,  # None: what the numbers say
+    figsize: tuple = (8, 3),  # inches
+) -> Figure:
     "What each candidate scored and what it was made of: similarity, the softmax of occlusion, their sum, and the keyframe."
-    if not candidates: raise VRSError("there are no candidates to draw: was a keyframe selected?")
+    if not candidates:
+        raise VRSError("there are no candidates to draw: was a keyframe selected?")
     fig, ax = plt.subplots(figsize=figsize)
-    frames, similarity, occlusion = (np.array([getattr(c, k) for c in candidates], float) for k in ("frame", "similarity", "occlusion"))
-    seen, width = softmax(occlusion), .8 * min(np.diff(np.sort(frames)), default=1)
+    frames, similarity, occlusion = (
+        np.array([getattr(c, k) for c in candidates], float)
+        for k in ("frame", "similarity", "occlusion")
+    )
+    seen, width = softmax(occlusion), 0.8 * min(np.diff(np.sort(frames)), default=1)
     ax.bar(frames, similarity, width, color=object_colour(1) / 255, label="similarity λ")
-    ax.bar(frames, seen, width, similarity, color=object_colour(3) / 255, label="softmax of occlusion")
+    ax.bar(
+        frames, seen, width, similarity, color=object_colour(3) / 255, label="softmax of occlusion"
+    )
     score = {c.frame: c.score for c in candidates}
     ax.plot(frames, list(score.values()), "k_", ms=12, mew=1.5, label="score")
-    ax.plot(keyframe, score.get(keyframe, 0) + .06 * max(score.values()), "v", color=object_colour(0) / 255, label=f"keyframe {keyframe}")
-    ax.set(xlabel="frame", ylabel="score", ylim=(0, 1.15 * max(score.values())), xlim=(-.5 - width / 2, n_frames - .5 + width / 2), title=title or timeline_finding(frames, similarity, seen, keyframe))
-    ax.legend(fontsize=8, frameon=False, ncols=4, loc="upper center", bbox_to_anchor=(.5, -.2))
+    ax.plot(
+        keyframe,
+        score.get(keyframe, 0) + 0.06 * max(score.values()),
+        "v",
+        color=object_colour(0) / 255,
+        label=f"keyframe {keyframe}",
+    )
+    ax.set(
+        xlabel="frame",
+        ylabel="score",
+        ylim=(0, 1.15 * max(score.values())),
+        xlim=(-0.5 - width / 2, n_frames - 0.5 + width / 2),
+        title=title or timeline_finding(frames, similarity, seen, keyframe),
+    )
+    ax.legend(fontsize=8, frameon=False, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.2))
     return finish(fig)
 
 # %% ../nbs/02_viz.ipynb #10d18d25
-def to_array(x): return np.asarray(x.detach().float().cpu() if hasattr(x, "detach") else x, float)
+def to_array(x):
+    return np.asarray(x.detach().float().cpu() if hasattr(x, "detach") else x, float)
 
 # %% ../nbs/02_viz.ipynb #f16addda
 def cosine_matrix(
-    rows:np.ndarray, # (n, D)
-)->np.ndarray: # (n, n), from -1 to 1
+    rows: np.ndarray,  # (n, D)
+) -> np.ndarray:  # (n, n), from -1 to 1
     "Cosine of every row with every row; a row of zeros has cosine 0 with all."
     unit = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-8)
     return unit @ unit.T
 
 # %% ../nbs/02_viz.ipynb #077587dc
 def token_similarity(
-    tokens, # `TemporalTokens`: .seg (T', D), .tak (1, D), .frames (optional) the T' frame numbers
-    figsize:tuple=(5, 4), # inches
-)->Figure:
+    tokens,  # `TemporalTokens`: .seg (T', D), .tak (1, D), .frames (optional) the T' frame numbers
+    figsize: tuple = (5, 4),  # inches
+) -> Figure:
     "Cosine of every token with every token as a heat map; the last row is `[TAK]` against the frames."
     seg = to_array(tokens.seg)
     cos = cosine_matrix(np.concatenate([seg, to_array(tokens.tak)]))
     frames = getattr(tokens, "frames", None)
-    names = [*map(str, range(len(seg)) if frames is None or len(frames) != len(seg) else frames), "TAK"]
+    names = [
+        *map(str, range(len(seg)) if frames is None or len(frames) != len(seg) else frames),
+        "TAK",
+    ]
     fig, ax = plt.subplots(figsize=figsize)
-    image = ax.imshow(cos, cmap="viridis", vmin=cos.min(), vmax=max(1e-3 + cos.min(), np.partition(cos, -2, 1)[:, -2].max()))
-    ax.set(xticks=range(len(names)), yticks=range(len(names)), xlabel="[SEG] of frame", ylabel="[SEG] of frame")
-    ax.set_xticklabels(names, fontsize=8, rotation=90 if len(names) > 12 else 0); ax.set_yticklabels(names, fontsize=8)
-    ax.axhline(len(seg) - .5, color="w"); ax.axvline(len(seg) - .5, color="w")
+    image = ax.imshow(
+        cos,
+        cmap="viridis",
+        vmin=cos.min(),
+        vmax=max(1e-3 + cos.min(), np.partition(cos, -2, 1)[:, -2].max()),
+    )
+    ax.set(
+        xticks=range(len(names)),
+        yticks=range(len(names)),
+        xlabel="[SEG] of frame",
+        ylabel="[SEG] of frame",
+    )
+    ax.set_xticklabels(names, fontsize=8, rotation=90 if len(names) > 12 else 0)
+    ax.set_yticklabels(names, fontsize=8)
+    ax.axhline(len(seg) - 0.5, color="w")
+    ax.axvline(len(seg) - 0.5, color="w")
     low, high = cos[-1, :-1].min(), cos[-1, :-1].max()
-    ax.set_title(f"[TAK] is nearest to frame {names[cos[-1, :-1].argmax()]} (cosines {low:.2f} to {high:.2f})", fontsize=10)
+    ax.set_title(
+        f"[TAK] is nearest to frame {names[cos[-1, :-1].argmax()]} (cosines {low:.2f} to {high:.2f})",
+        fontsize=10,
+    )
     fig.colorbar(image, label="cosine")
     return finish(fig)
 
 # %% ../nbs/02_viz.ipynb #bf5c34b5
 def pick_frames(
-    n_frames:int, # length of the video
-    n:int, # number wanted
-    keyframe:int, # must be among them
-)->list: # ascending frame numbers
+    n_frames: int,  # length of the video
+    n: int,  # number wanted
+    keyframe: int,  # must be among them
+) -> list:  # ascending frame numbers
     "Evenly spread frames, the one nearest to the keyframe moved onto it."
     pick = np.array(sample_indices(n_frames, n))
     pick[np.abs(pick - keyframe).argmin()] = keyframe
@@ -333,93 +505,138 @@ def pick_frames(
 
 # %% ../nbs/02_viz.ipynb #acc6fe5b
 def caption(
-    seg, # `Segmentation`
-)->str:
+    seg,  # `Segmentation`
+) -> str:
     "A result in one line: the sentence, whether the object was found, and from which frame."
-    return f"“{seg.text}”: " + (f"found, keyframe {seg.keyframe}" if seg.found else "no such object")
+    return f"“{seg.text}”: " + (
+        f"found, keyframe {seg.keyframe}" if seg.found else "no such object"
+    )
 
 # %% ../nbs/02_viz.ipynb #2aadc861
 def to_masks(
-    masks:np.ndarray, # (T, H, W), array or tensor
-    indices:list, # frame numbers
-)->np.ndarray: # (n, H, W)
+    masks: np.ndarray,  # (T, H, W), array or tensor
+    indices: list,  # frame numbers
+) -> np.ndarray:  # (n, H, W)
     "The masks of some frames, out of memory shared with nobody."
     masks = masks[indices]
     return np.asarray(masks.detach().cpu() if hasattr(masks, "detach") else masks)
 
 # %% ../nbs/02_viz.ipynb #342113b5
 def summary_picture(
-    seg, # `Segmentation`
-    n:int=6, # frames to show
-    width:int=760, # pixels
-)->Picture:
+    seg,  # `Segmentation`
+    n: int = 6,  # frames to show
+    width: int = 760,  # pixels
+) -> Picture:
     "A result at a glance: the sentence, some frames with the mask, the keyframe framed in yellow."
     pick = pick_frames(len(seg.masks), n, seg.keyframe)
     marked = [pick.index(seg.keyframe)] if seg.found else []
     titles = [f"keyframe {i}" if seg.found and i == seg.keyframe else f"frame {i}" for i in pick]
-    sheet = contact_sheet(seg.video.frames(pick), to_masks(seg.masks, pick), titles, len(pick), width, marked).array
+    sheet = contact_sheet(
+        seg.video.frames(pick), to_masks(seg.masks, pick), titles, len(pick), width, marked
+    ).array
     lines = textwrap.wrap(caption(seg), max(20, sheet.shape[1] // 8))[:3]
     head = Image.new("RGB", (sheet.shape[1], 8 + 20 * len(lines)), "white")
-    for i, line in enumerate(lines): ImageDraw.Draw(head).text((4, 4 + 20 * i), fit_text(line, head.width - 8, 14), "#111", font(14))
+    for i, line in enumerate(lines):
+        ImageDraw.Draw(head).text(
+            (4, 4 + 20 * i), fit_text(line, head.width - 8, 14), "#111", font(14)
+        )
     return Picture(np.concatenate([np.asarray(head), sheet]))
 
 # %% ../nbs/02_viz.ipynb #8c9ddcf6
 def plot_with_ruler(
-    seg, # `Segmentation`
-    width:int=480, # pixels
-    height:int=120, # pixels
-)->tuple: # (uint8 (height, width, 3), column of frame 0, columns per frame)
+    seg,  # `Segmentation`
+    width: int = 480,  # pixels
+    height: int = 120,  # pixels
+) -> tuple:  # (uint8 (height, width, 3), column of frame 0, columns per frame)
     "The scores as pixels, and where on them a frame lies: a cursor can then be moved without drawing the plot again."
     fig = Figure(figsize=(width / 72, height / 72), dpi=72)
     canvas, ax, n = FigureCanvasAgg(fig), fig.subplots(), len(seg.masks)
-    ax.fill_between(range(n), [float(to_masks(seg.masks, [i]).mean()) for i in range(n)], step="mid", alpha=.3)
-    if seg.candidates: ax.bar([c.frame for c in seg.candidates], [c.score for c in seg.candidates], .5, color=object_colour(3) / 255)
+    ax.fill_between(
+        range(n), [float(to_masks(seg.masks, [i]).mean()) for i in range(n)], step="mid", alpha=0.3
+    )
+    if seg.candidates:
+        ax.bar(
+            [c.frame for c in seg.candidates],
+            [c.score for c in seg.candidates],
+            0.5,
+            color=object_colour(3) / 255,
+        )
     ax.axvline(seg.keyframe, color=object_colour(0) / 255, ls="--", lw=1)
-    ax.set(xlim=(-.5, n - .5)); ax.tick_params(labelsize=8); ax.set_title("scores (bars), share under the mask (blue)", fontsize=9)
-    fig.tight_layout(); canvas.draw()
+    ax.set(xlim=(-0.5, n - 0.5))
+    ax.tick_params(labelsize=8)
+    ax.set_title("scores (bars), share under the mask (blue)", fontsize=9)
+    fig.tight_layout()
+    canvas.draw()
     left, right = ax.transData.transform([(0, 0), (1, 0)])[:, 0]
     return np.asarray(canvas.buffer_rgba())[..., :3].copy(), float(left), float(right - left)
 
 # %% ../nbs/02_viz.ipynb #e19426e9
 def with_cursor(
-    plot:np.ndarray, # uint8 (H, W, 3)
-    x:float, # column
-)->np.ndarray: # a new array
+    plot: np.ndarray,  # uint8 (H, W, 3)
+    x: float,  # column
+) -> np.ndarray:  # a new array
     "A picture with an upright line through it."
     out, x = plot.copy(), int(np.clip(round(x), 1, plot.shape[1] - 2))
-    out[:, x - 1:x + 1] = 40
+    out[:, x - 1 : x + 1] = 40
     return out
 
 # %% ../nbs/02_viz.ipynb #23bc986f
 def frame_jpeg(
-    seg, # `Segmentation`
-    i:int, # frame number
-    mask:bool=True, # lay the mask over it
-    width:int=480, # pixels
-)->bytes:
+    seg,  # `Segmentation`
+    i: int,  # frame number
+    mask: bool = True,  # lay the mask over it
+    width: int = 480,  # pixels
+) -> bytes:
     "One frame of a result as a JPEG, scaled to `width`."
     frame = seg.video.frames([i])
     height = max(1, round(frame.shape[1] * width / frame.shape[2]))
     small = resize(frame, height, width)
-    return jpeg((overlay(small, resize(to_masks(seg.masks, [i]).astype(bool), height, width)) if mask else small)[0])
+    return jpeg(
+        (
+            overlay(small, resize(to_masks(seg.masks, [i]).astype(bool), height, width))
+            if mask
+            else small
+        )[0]
+    )
 
 # %% ../nbs/02_viz.ipynb #68ec4960
 def browse(
-    seg, # `Segmentation`
-    width:int=480, # of the picture, pixels
-): # ipywidgets.VBox
+    seg,  # `Segmentation`
+    width: int = 480,  # of the picture, pixels
+):  # ipywidgets.VBox
     "A result to play with: a slider over the frames, a play button, the mask on or off, the scores with a moving cursor."
-    try: import ipywidgets as w
-    except ImportError as e: raise VRSError("browse needs ipywidgets: pip install ipywidgets") from e
+    try:
+        import ipywidgets as w
+    except ImportError as e:
+        raise VRSError("browse needs ipywidgets: pip install ipywidgets") from e
     plot, left, step = plot_with_ruler(seg, width)
-    n, fps = len(seg.masks), max(1., float(seg.fps))
-    slider = w.IntSlider(value=seg.keyframe, min=0, max=n - 1, description="frame", layout=w.Layout(width=f"{width - 170}px"))
-    play, mask = w.Play(min=0, max=n - 1, interval=round(1000 / fps)), w.Checkbox(value=True, description="mask", indent=False, layout=w.Layout(width="auto"))
+    n, fps = len(seg.masks), max(1.0, float(seg.fps))
+    slider = w.IntSlider(
+        value=seg.keyframe,
+        min=0,
+        max=n - 1,
+        description="frame",
+        layout=w.Layout(width=f"{width - 170}px"),
+    )
+    play, mask = (
+        w.Play(min=0, max=n - 1, interval=round(1000 / fps)),
+        w.Checkbox(value=True, description="mask", indent=False, layout=w.Layout(width="auto")),
+    )
     w.jslink((play, "value"), (slider, "value"))
     picture, scores = w.Image(format="jpeg", width=width), w.Image(format="jpeg", width=width)
+
     def draw(_=None):
         picture.value = frame_jpeg(seg, slider.value, mask.value, width)
         scores.value = jpeg(with_cursor(plot, left + step * slider.value))
-    for control in (slider, mask): control.observe(draw, "value")
+
+    for control in (slider, mask):
+        control.observe(draw, "value")
     draw()
-    return w.VBox([w.HTML(f"<b>{html.escape(caption(seg))}</b>"), picture, w.HBox([play, slider, mask]), scores])
+    return w.VBox(
+        [
+            w.HTML(f"<b>{html.escape(caption(seg))}</b>"),
+            picture,
+            w.HBox([play, slider, mask]),
+            scores,
+        ]
+    )
