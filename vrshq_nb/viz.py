@@ -23,7 +23,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from .video import VRSError, Video, atomic_path, check_frames, sample_indices
+from .files import VRSError, atomic_path
+from .video import Video, sample_indices
+from .transforms import check_frames
 
 # %% ../nbs/engine/64_viz.ipynb #e0068dd2
 STAGES = (
