@@ -5,16 +5,15 @@
 # %% auto #0
 __all__ = ['KIND_IDS', 'COLOUR_IDS', 'ANY_KIND', 'ANY_COLOUR', 'SAM2_NANO', 'ENCODER_NANO', 'CLIP_NANO', 'NOTHING', 'MOST',
            'MOTION_IDS', 'FACTS_OF_WAY', 'EASY', 'FULL', 'LANGUAGE_WEIGHTS', 'JOINT_WEIGHTS', 'STAGES', 'STEPS',
-           'ROUNDS', 'bce_loss', 'dice_loss', 'object_loss', 'Teacher', 'seg_part', 'tak_part', 'random_query',
-           'masks_of', 'optimiser', 'save_checkpoint', 'resume', 'on', 'cut_log', 'run_stage', 'DenseAux', 'upsampled',
-           'iou_of', 'mask_losses', 'tie_attention', 'train_sam2_image', 'cell_occupancy', 'EyeAux', 'eye_labels',
-           'backdrops', 'collage', 'cell_labels', 'train_eye', 'answer_of', 'clip_facts', 'Bank', 'some_frames',
-           'LanguageAux', 'gather_positions', 'at', 'block_majority', 'video_losses', 'sentence_targets',
-           'language_losses', 'pointer_loss', 'right_object', 'draw_sentences', 'language_step', 'word_tokens',
-           'nano_tokenizer', 'new_encoder', 'tie_heads', 'fuse', 'load_parts', 'frozen_sam2', 'sentence_query',
-           'teacher_loss', 'train_language', 'wake_memory', 'some_tracks', 'some_way', 'train_sam2_memory', 'SamBank',
-           'token_prompts', 'joint_losses', 'train_joint', 'caption', 'train_clip', 'assemble', 'run_stages',
-           'train_nano', 'score_clip', 'score_model', 'summary']
+           'ROUNDS', 'Teacher', 'seg_part', 'tak_part', 'random_query', 'masks_of', 'optimiser', 'save_checkpoint',
+           'resume', 'on', 'cut_log', 'run_stage', 'DenseAux', 'tie_attention', 'train_sam2_image', 'cell_occupancy',
+           'EyeAux', 'eye_labels', 'backdrops', 'collage', 'cell_labels', 'train_eye', 'answer_of', 'clip_facts',
+           'Bank', 'some_frames', 'LanguageAux', 'gather_positions', 'at', 'block_majority', 'video_losses',
+           'sentence_targets', 'language_losses', 'pointer_loss', 'right_object', 'draw_sentences', 'language_step',
+           'word_tokens', 'nano_tokenizer', 'new_encoder', 'tie_heads', 'fuse', 'load_parts', 'frozen_sam2',
+           'sentence_query', 'teacher_loss', 'train_language', 'wake_memory', 'some_tracks', 'some_way',
+           'train_sam2_memory', 'SamBank', 'token_prompts', 'joint_losses', 'train_joint', 'caption', 'train_clip',
+           'assemble', 'run_stages', 'train_nano', 'score_clip', 'score_model', 'summary']
 
 # %% ../nbs/22_train.ipynb #7169f537
 import json
@@ -38,7 +37,8 @@ from tqdm.auto import tqdm
 from transformers import ResNetConfig, ResNetModel
 from transformers.models.llama.modeling_llama import rotate_half
 
-from .mdp import Features, MaskOutput, sam2_from_config
+from .losses import mask_iou, nano_mask_losses, object_loss, upsample_logits
+from .mdp import Features, sam2_from_config
 from .metrics import boundary_f, bootstrap_interval, jaccard
 from vrshq_nb.minivrs import (
     COLOURS,
@@ -96,42 +96,6 @@ CLIP_NANO = dict(
     vision_cfg=dict(image_size=128, layers=3, width=128, head_width=64, patch_size=16),
     text_cfg=dict(context_length=32, vocab_size=768, width=128, heads=2, layers=2),
 )
-
-# %% ../nbs/22_train.ipynb #6733372c
-def bce_loss(
-    logits: Tensor,  # (N, H, W) mask logits
-    target: Tensor,  # (N, H, W) masks in {0, 1}
-    num_masks: float | None = None,  # what the sum over masks is divided by; N by default
-) -> Tensor:
-    "Mean binary cross-entropy per pixel, averaged over masks (method, section 5)."
-    per_mask = (
-        F.binary_cross_entropy_with_logits(logits, target.to(logits), reduction="none")
-        .flatten(1)
-        .mean(1)
-    )
-    return per_mask.sum() / ((len(logits) if num_masks is None else num_masks) + 1e-8)
-
-# %% ../nbs/22_train.ipynb #1c0c5f92
-def dice_loss(
-    logits: Tensor,  # (N, H, W) mask logits
-    target: Tensor,  # (N, H, W) masks in {0, 1}
-    num_masks: float | None = None,  # what the sum over masks is divided by; N by default
-    scale: float = 1000,  # both sums are divided by it
-    eps: float = 1e-6,
-) -> Tensor:
-    "`1 - (2 Σ p g / s + ε) / (Σ p / s + Σ g / s + ε)`, averaged over masks (method, section 5)."
-    p, g = logits.sigmoid().flatten(1), target.to(logits).flatten(1)
-    overlap, total = 2 * (p / scale * g).sum(1), (p / scale).sum(1) + (g / scale).sum(1)
-    return (1 - (overlap + eps) / (total + eps)).sum() / (
-        (len(logits) if num_masks is None else num_masks) + 1e-8
-    )
-
-# %% ../nbs/22_train.ipynb #1fd6ba05
-def object_loss(logits: Tensor, present: Tensor) -> Tensor:
-    "Cross-entropy of the occlusion logit, balanced between present and absent objects."
-    loss = F.binary_cross_entropy_with_logits(logits, present.float(), reduction="none")
-    groups = [loss[present], loss[~present]]
-    return sum(g.mean() for g in groups if len(g)) / 2
 
 # %% ../nbs/22_train.ipynb #958f0e00
 class Teacher(nn.Module):
@@ -374,45 +338,6 @@ class DenseAux(nn.Module):
             b, torch.as_tensor(colour)
         )
 
-# %% ../nbs/22_train.ipynb #92cc234c
-def upsampled(logits, size):
-    return F.interpolate(logits[:, None], (size, size), mode="bilinear", align_corners=False)[:, 0]
-
-# %% ../nbs/22_train.ipynb #9bc100db
-def iou_of(a, b):
-    "IoU of bool masks (N, H, W)."
-    return (a & b).flatten(1).sum(1).float() / (a | b).flatten(1).sum(1).clamp(min=1)
-
-# %% ../nbs/22_train.ipynb #6d38c90a
-def mask_losses(out, target):
-    "Losses of decoded masks against bool targets (Q, H, W): the paper's 2 BCE + .5 Dice on present objects, and the object logit's."
-    present = target.flatten(1).sum(1) > 8
-    logits = upsampled(out.raw, target.shape[-1])
-    goal = target.float()
-    object_ = object_loss(out.object_logit, present)
-    if not present.any():
-        return object_, dict(object=object_)
-    p, g = logits[present], goal[present]
-    weight = 1 + 4 * g  # small things
-    bce = (
-        (F.binary_cross_entropy_with_logits(p, g, reduction="none") * weight)
-        .flatten(1)
-        .mean(1)
-        .mean()
-    )
-    dice = dice_loss(p, g)
-    iou = iou_of(p > 0, g > 0)
-    guess = F.mse_loss(out.iou[present], iou)
-    hit = ((out.object_logit > 0) == present).float()
-    return 2 * bce + dice + 0.5 * object_ + 0.1 * guess, dict(
-        bce=bce,
-        dice=dice,
-        object=object_,
-        iou=iou.mean(),
-        hit=hit.mean(),
-        hit_absent=hit[~present].mean() if (~present).any() else 1.0,
-    )
-
 # %% ../nbs/22_train.ipynb #41bda64e
 def tie_attention(sam2):
     "Lets the decoder begin with attention by place: queries and keys are projected alike, so that equal codes of place meet."
@@ -453,15 +378,15 @@ def train_sam2_image(
                 records.append(clip.record)
         features = sam2.encode(np.stack(images), len(images))
         out = sam2.decode(features, rows, teacher(sam2, parts))
-        loss, log = mask_losses(out, torch.stack(targets))
+        loss, log = nano_mask_losses(out.raw, out.iou, out.object_logit, torch.stack(targets))
         by_place = torch.tensor(
             [
                 q[0][0] == ANY_KIND and q[0][1] == ANY_COLOUR and len(t.nonzero()) > 8
                 for q, t in zip(parts, targets)
             ]
         )
-        log["iou_place"] = iou_of(
-            upsampled(out.raw.detach()[by_place], size) > 0, torch.stack(targets)[by_place]
+        log["iou_place"] = mask_iou(
+            upsample_logits(out.raw.detach()[by_place], size) > 0, torch.stack(targets)[by_place]
         ).mean()
         dense = aux(features.levels, np.stack(ids), records)
         return loss + 0.5 * dense, dict(log, dense=dense)
@@ -1136,11 +1061,11 @@ def train_sam2_memory(
         truth = torch.stack(tracked)
         out = sam2.propagate(features, 0, truth[:, 0], rows=torch.stack(rows), details=True)
         later = lambda x: x[:, 1:].flatten(0, 1)
-        loss, log = mask_losses(
-            MaskOutput(*(later(getattr(out, k)) for k in ("logits", "raw", "iou", "object_logit"))),
-            later(truth),
+        loss, log = nano_mask_losses(
+            later(out.raw), later(out.iou), later(out.object_logit), later(truth)
         )
-        by_token, other = mask_losses(sam2.decode(features, at_row, tokens), torch.stack(wanted))
+        out = sam2.decode(features, at_row, tokens)
+        by_token, other = nano_mask_losses(out.raw, out.iou, out.object_logit, torch.stack(wanted))
         return loss + 0.5 * by_token, log | dict(
             iou_token=other.get("iou", 0.0), hit_token=other.get("hit", 0.0)
         )
@@ -1193,8 +1118,8 @@ def joint_losses(sam2, batch, frames, rows, seg, tak, rng):
         sam2.image_size,
     )
     out = sam2.decode(features, range(len(tokens)), tokens)
-    loss, log = mask_losses(out, truth)
-    iou = iou_of(upsampled(out.raw, sam2.image_size) > 0, truth).detach()
+    loss, log = nano_mask_losses(out.raw, out.iou, out.object_logit, truth)
+    iou = mask_iou(upsample_logits(out.raw, sam2.image_size) > 0, truth).detach()
     present, own = truth.flatten(1).sum(1) > 8, torch.arange(len(tokens)) % 3 == 2
     return loss, log | dict(iou_fused=iou[present & ~own].mean(), iou_seg=iou[present & own].mean())
 
