@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from vrshq_nb.video import VRSError
+from vrshq_nb.files import VRSError
 from vrshq_nb.nano import (
     MAX_FRAMES,
     NanoEncoder,

@@ -24,7 +24,7 @@ from vrshq_nb.tokens import (
     temporal_prompt,
     vicuna_prompt,
 )
-from vrshq_nb.video import VRSError
+from vrshq_nb.files import VRSError
 
 DATA = Path(__file__).parent / "data"
 PROMPTS = json.loads((DATA / "tokens_prompts.json").read_text(encoding="utf-8"))

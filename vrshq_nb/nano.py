@@ -49,7 +49,7 @@ from vrshq_nb.tokens import (
     temporal_prompt,
     gather_tokens,
 )
-from .video import VRSError
+from .files import VRSError
 
 # %% ../nbs/engine/71_nano.ipynb #b167b18c
 MAX_FRAMES = 64

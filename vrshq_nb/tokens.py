@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from .video import VRSError
+from .files import VRSError
 
 # %% ../nbs/10_tokens.ipynb #aa494450
 SEG, TAK, IMAGE = "[SEG]", "[TAK]", "<image>"
