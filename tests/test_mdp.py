@@ -12,8 +12,10 @@ import torch
 import torch.nn.functional as F
 
 from reference import draw_weights
-from vrshq_nb import mdp
-from vrshq_nb.mdp import Features, MaskOutput, TokenPredictor, sam2_from_config, to_square, upscale
+from vrshq_nb.masks import upscale
+from vrshq_nb.mdp import Features, MaskOutput, TokenPredictor, sam2_from_config, vision_inputs
+from vrshq_nb.sam2_config import sam2_arguments
+from vrshq_nb.transforms import to_square
 
 REFERENCE = np.load(Path(__file__).parent / "data" / "mdp_reference.npz")
 TINY = dict(
@@ -95,10 +97,9 @@ def without_dropout(model):
 @pytest.mark.parametrize("t", [0, 3])
 @torch.no_grad()
 def test_prompt_and_keyframe_mask(model, features, tokens, t):
+    sparse, _ = model.prompt_embeddings(1, {"token": tokens[:1]})
     with model.prompted(tokens[:1]):
-        sparse, _ = model.sam_prompt_encoder(
-            (torch.zeros(1, 1, 2), -torch.ones(1, 1, dtype=torch.int32)), None, None
-        )
+        assert torch.equal(sparse, model.prompt_embeddings(1)[0])
     close(sparse[0], f"sparse{t}")
     close(model.decode(features, t, tokens[:1]).logits[0], f"decode{t}")
 
@@ -168,7 +169,7 @@ def test_propagation_from_the_token_and_its_gradient(model, features, tokens, t)
 def test_is_sam2_with_sam2s_keys():
     from sam2.sam2_video_predictor import SAM2VideoPredictor
 
-    model, stock = sam2_from_config(TINY), SAM2VideoPredictor(**mdp.sam2_parts(TINY))
+    model, stock = sam2_from_config(TINY), SAM2VideoPredictor(**sam2_arguments(TINY))
     assert isinstance(model, SAM2VideoPredictor) and isinstance(model, TokenPredictor)
     assert {k: v.shape for k, v in model.state_dict().items()} == {
         k: v.shape for k, v in stock.state_dict().items()
@@ -179,7 +180,7 @@ def test_is_sam2_with_sam2s_keys():
 def test_without_token_it_is_stock_sam2(model, features):
     from sam2.sam2_video_predictor import SAM2VideoPredictor
 
-    stock = draw_weights(SAM2VideoPredictor(**mdp.sam2_parts(TINY)).eval())
+    stock = draw_weights(SAM2VideoPredictor(**sam2_arguments(TINY)).eval())
     heads = dict(
         backbone_features=features.levels[2][:2],
         high_res_features=[x[:2] for x in features.levels[:2]],
@@ -192,9 +193,8 @@ def test_the_token_leaves_after_the_context(model, tokens):
     with pytest.raises(RuntimeError):
         with model.prompted(tokens[:1]):
             raise RuntimeError
-    assert model.sam_prompt_encoder.token is None and not any(
-        "token" == k.split(".")[-1] for k in model.state_dict()
-    )
+    assert model.token is None
+    assert not any("token" == k.split(".")[-1] for k in model.state_dict())
 
 
 def test_published_size_and_small_decoder():
@@ -403,7 +403,7 @@ def test_forgetting_changes_nothing_and_bounds_memory(model, features, tokens):
             past[s] = model.track_step(
                 frame_idx=s,
                 is_init_cond_frame=False,
-                **mdp.vision_inputs(model, long[s]),
+                **vision_inputs(model, long[s]),
                 point_inputs=None,
                 mask_inputs=None,
                 output_dict={"cond_frame_outputs": {20: start}, "non_cond_frame_outputs": past},
