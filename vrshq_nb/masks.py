@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 # %% ../nbs/engine/63_masks.ipynb #99e43953
-from .files import BAD_PICTURE, VRSError, reason
+from .video import BAD_PICTURE
+from .files import VRSError, reason
 
 # %% ../nbs/engine/63_masks.ipynb #5a53c7fc
 def upscale(
