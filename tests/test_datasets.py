@@ -1,4 +1,4 @@
-"""The readers of the benchmarks, on small folders in the official layouts whose every mask is known."""
+"The readers of the benchmarks, on small folders in the official layouts with known masks."
 
 import json
 import pickle
@@ -12,33 +12,29 @@ from pycocotools import mask as coco
 
 from vrshq_nb.datasets import (
     DATASETS,
-    Field,
+    ExpressionSample,
     MiniVRSData,
     ReVOS,
-    Sample,
     VideoEntry,
     VRSDataset,
-    alike,
-    as_name,
     check_folder,
-    class_from,
     detect_dataset,
     open_dataset,
-    paint,
-    read_annotation,
-    read_json,
-    read_pickle,
-    run_lengths,
 )
+from vrshq_nb.datasets.base import Field, as_name, merge_similar, read_json, run_lengths
+from vrshq_nb.datasets.images import paint_polygons, read_pickle
+from vrshq_nb.datasets.opening import class_from
+from vrshq_nb.datasets.videos import read_annotation
+from vrshq_nb.files import VRSError
 from vrshq_nb.minivrs import MiniVRS
-from vrshq_nb.video import Video, VRSError
+from vrshq_nb.video import Video
 
 T, H, W = 3, 12, 16
 NAMES = ["00000", "00005", "00010"]  # every fifth frame, as Ref-YouTube-VOS has them
 
 
 def block(*frames):
-    "Masks [T, H, W] of a block; (row, column) a frame, None: not there."
+    "Masks (T, H, W) of a block; (row, column) a frame, None: not there."
     out = np.zeros((T, H, W), bool)
     for t, at in enumerate(frames):
         if at:
@@ -93,7 +89,7 @@ def write_palette(folder, maps, names=NAMES):
         image.save(folder / f"{name}.png")
 
 
-# ---- one folder a layout; each returns {(video, exp_id): (text, type_id, counts)}, {video: foreground} --------------------------------------
+# ---- one folder a layout: {(video, exp_id): (text, type_id, counts)}, {video: foreground} ----
 
 NONE = np.zeros((T, H, W), int)
 
@@ -354,7 +350,7 @@ def revos(tmp_path):
     return tmp_path / "r"
 
 
-# ---- what every data set gives ---------------------------------------------------------------------------------------------------------------
+# ---- what every dataset gives --------------------------------------------------------------------
 
 
 def test_reads_back(layout):
@@ -418,7 +414,7 @@ def test_unknown_split_and_video(layout):
     with pytest.raises(VRSError, match="has no split 'night'"):
         open_dataset(name, root, "night")
     data = open_dataset(name, root)
-    for ask in (data.video, data.size, lambda v: data.counts(Sample(v, "0", ""))):
+    for ask in (data.video, data.size, lambda v: data.counts(ExpressionSample(v, "0", ""))):
         with pytest.raises(VRSError, match="nowhere|without masks"):
             ask("nowhere")
 
@@ -446,13 +442,13 @@ def test_folder_that_is_not_there(tmp_path):
             open_dataset(name, tmp_path)  # empty
 
 
-# ---- single layouts --------------------------------------------------------------------------------------------------------------------------
+# ---- single layouts ------------------------------------------------------------------------------
 
 
 def test_revos_objects_and_entries(revos):
     data = open_dataset("revos", revos)
     assert (
-        data[1] == Sample("sub/first", "3", "all that moves", 1, ("7", "8"))
+        data[1] == ExpressionSample("sub/first", "3", "all that moves", 1, ("7", "8"))
         and data.counts(data[1]).max() == 2
     )
     assert (
@@ -626,12 +622,12 @@ def test_reasonseg_void(tmp_path):
     cafe, dinner = data[0], data[1]
     assert data.void(cafe) is None and cafe.objects == ()
     assert np.argwhere(data.void(dinner)).tolist() == [[0, 4, 4], [0, 4, 5], [0, 5, 4], [0, 5, 5]]
-    small_below = paint(
+    small_below = paint_polygons(
         [("target", corners(4, 4, 5, 5)), ("ignore it", corners(2, 2, 8, 8))], (H, W)
     )
     assert (small_below == 1).sum() == 4 and (small_below == 255).sum() == 49 - 4
     assert (
-        paint([("target", [(3, 3)]), ("target", [(6, 1), (6, 4)])], (H, W)).sum() == 1 + 4
+        paint_polygons([("target", [(3, 3)]), ("target", [(6, 1), (6, 4)])], (H, W)).sum() == 1 + 4
     )  # a point and a line
 
 
@@ -675,7 +671,7 @@ def test_refcoco_targets_in_parts(tmp_path):
     )
 
 
-# ---- broken files ----------------------------------------------------------------------------------------------------------------------------
+# ---- broken files --------------------------------------------------------------------------------
 
 META = "meta_expressions_valid_.json"
 
@@ -804,7 +800,8 @@ def test_masks_out_of_step(revos):
 def test_unknown_anno_id(revos):
     lines = lines_after(revos, lambda m: m.pop("8"))
     assert lines == [
-        "mask_dict.json: 8: is missing, but meta_expressions_valid_.json: videos/sub/first has a sentence with this anno_id; correct it, or download the file again"
+        "mask_dict.json: 8: is missing, but meta_expressions_valid_.json: videos/sub/first has a "
+        "sentence with this anno_id; correct it, or download the file again"
     ]
 
 
@@ -889,7 +886,8 @@ def test_foreground_problems(revos):
     )
     assert any(
         line.startswith(
-            "mask_dict_foreground.json: sub/first/masks_rle: holds 2 masks, but the video sub/first has 3 frames"
+            "mask_dict_foreground.json: sub/first/masks_rle: holds 2 masks, "
+            "but the video sub/first has 3 frames"
         )
         for line in lines
     )
@@ -914,7 +912,8 @@ def test_frame_problems(revos):
     assert lines[1].startswith("JPEGImages/second/00005.jpg cannot be read as a picture")
     assert lines[2].startswith("JPEGImages/second/00010.jpg is 18x12, but the masks are 16x12")
     assert lines[3].startswith(
-        "JPEGImages/second/frame_0 is a frame that meta_expressions_valid_.json: videos/second/frames does not list"
+        "JPEGImages/second/frame_0 is a frame that "
+        "meta_expressions_valid_.json: videos/second/frames does not list"
     )
     shutil.rmtree(folder)
     assert lines_after(revos) == [
@@ -938,9 +937,11 @@ def test_text_problems(revos):
 
     lines = lines_after(revos, change, META)
     assert sorted(line for line in lines if line.startswith(META)) == [
-        f"{META}: videos/second/expressions/0: the sentence is empty; write one, or take the expression away",
+        f"{META}: videos/second/expressions/0: the sentence is empty; write one, "
+        "or take the expression away",
         f"{META}: videos/second/frames: 00000 is listed twice; take one away",
-        f"{META}: videos/sub/first/expressions/0: names no target, though its type_id is 0; only type 2 may do so",
+        f"{META}: videos/sub/first/expressions/0: names no target, though its type_id is 0; "
+        "only type 2 may do so",
     ]
 
 
@@ -953,12 +954,14 @@ def test_palette_problems(tmp_path):
 
     write_palette(folder, np.where(NUMBERS == 2, 0, NUMBERS))
     assert lines() == [
-        "meta_expressions/valid/meta_expressions.json: videos/bear: object 2 is in no annotation of the video; is its number right?"
+        "meta_expressions/valid/meta_expressions.json: videos/bear: object 2 is in no annotation "
+        "of the video; is its number right?"
     ]
     write_palette(folder, NUMBERS)
     Image.open(folder / "00005.png").convert("RGB").save(folder / "00005.png")
     assert lines() == [
-        "valid/Annotations/bear/00005.png is a picture in colours (RGB), its object numbers are lost; copy the original, a PNG with a palette"
+        "valid/Annotations/bear/00005.png is a picture in colours (RGB), its object numbers are "
+        "lost; copy the original, a PNG with a palette"
     ]
     data = open_dataset("ref-davis17", tmp_path)
     with pytest.raises(VRSError, match="00005.png is a picture in colours"):
@@ -1099,7 +1102,7 @@ def test_refcoco_problems(tmp_path):
         open_dataset("refcoco", tmp_path)
 
 
-# ---- the small parts -------------------------------------------------------------------------------------------------------------------------
+# ---- the small parts -----------------------------------------------------------------------------
 
 
 def test_field():
@@ -1142,9 +1145,9 @@ def test_names_that_are_fine():
 
 def test_alike():
     assert (
-        alike(["f 1 of a", "f 22 of a", "other", "f 1 of a"])
+        merge_similar(["f 1 of a", "f 22 of a", "other", "f 1 of a"])
         == ["f 1 of a (and 1 more like this)", "other"]
-        and alike([]) == []
+        and merge_similar([]) == []
     )
 
 
@@ -1184,24 +1187,38 @@ def test_read_annotation_modes(tmp_path):
         read_annotation(tmp_path, "rgba.png")
 
 
-# ---- a data set of one's own -----------------------------------------------------------------------------------------------------------------
+# ---- a dataset of one's own ----------------------------------------------------------------------
 
 OWN = '''
-from vrshq_nb.datasets import Sample, VideoEntry, VRSDataset
+from vrshq_nb.datasets import ExpressionSample, VideoEntry, VRSDataset
 import numpy as np
+
+
 class Mine(VRSDataset):
     name, splits, meta = "mine", ("all", "half"), "list.json"
+
     def __init__(self, root, split=None, shift=0):
         self.shift = shift
         super().__init__(root, split)
+
     def read(self):
-        return {v: VideoEntry(v, ("a", "b"), {"0": Sample(v, "0", text.of(str), None, (1, 2))}) for v, text in self.json(self.meta).items()}
-    def frame_file(self, video, frame): return self.root / f"{video}_{frame}.jpg"
+        found = {}
+        for v, text in self.json(self.meta).items():
+            sample = ExpressionSample(v, "0", text.of(str), None, (1, 2))
+            found[v] = VideoEntry(v, ("a", "b"), {"0": sample})
+        return found
+
+    def frame_file(self, video, frame):
+        return self.root / f"{video}_{frame}.jpg"
+
     def object_masks(self, video, object_id):
         out = np.zeros((2, 12, 16), np.uint8)
         out[:, 2:6, self.shift + object_id] = 255
-        return out[:self.frames_short] if hasattr(self, "frames_short") else out
-class Not: pass
+        return out[: self.frames_short] if hasattr(self, "frames_short") else out
+
+
+class Not:
+    pass
 '''
 
 
@@ -1240,8 +1257,8 @@ def test_own_class_is_checked(own):
     (own / "w_b.jpg").unlink()
     lines = data.check()
     assert (
-        lines[0]
-        == "list.json: v: the masks of object 1 are [1, 12, 16], they must be [T, H, W] = [2, 12, 16] (and 1 more like this)"
+        lines[0] == "list.json: v: the masks of object 1 are (1, 12, 16), they must be (T, H, W) = "
+        "(2, 12, 16) (and 1 more like this)"
     )
     assert lines[1] == "w_b.jpg is missing; copy it again"
     with pytest.raises(VRSError, match="object 1 are"):
@@ -1271,7 +1288,7 @@ def test_own_module(own, monkeypatch):
         (f"{own / 'broken.py'}:X", "cannot be imported .ModuleNotFoundError"),
         ("nothing_of_the_kind:X", "cannot be imported"),
         (f"{own / 'absent.py'}:X", "there is no file"),
-        ("revoz", "no data set is called 'revoz'"),
+        ("revoz", "no dataset is called 'revoz'"),
     ):
         with pytest.raises(VRSError, match=message):
             open_dataset(name, own)
@@ -1282,7 +1299,7 @@ def test_subclass_must_give_three_methods(tmp_path):
         VRSDataset(tmp_path)
 
 
-# ---- guessing --------------------------------------------------------------------------------------------------------------------------------
+# ---- guessing ------------------------------------------------------------------------------------
 
 
 def test_names():
@@ -1304,7 +1321,7 @@ def test_names():
 def test_nothing_fits(tmp_path):
     for folder in ("train", "val", "JPEGImages"):
         (tmp_path / folder).mkdir()
-    with pytest.raises(VRSError, match="looks like no data set") as e:
+    with pytest.raises(VRSError, match="looks like no dataset") as e:
         detect_dataset(tmp_path)
     assert all(
         f"{name}: {cls.layout}" in str(e.value)
@@ -1313,7 +1330,7 @@ def test_nothing_fits(tmp_path):
     )
     with pytest.raises(VRSError, match="no folder"):
         detect_dataset(tmp_path / "no")
-    with pytest.raises(VRSError, match="looks like no data set"):
+    with pytest.raises(VRSError, match="looks like no dataset"):
         check_folder(tmp_path)
     assert (
         "meta_expressions_valid_.json is missing" in check_folder(tmp_path, "revos")[1]["valid"][0]
