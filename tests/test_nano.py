@@ -5,18 +5,25 @@ import copy
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from vrshq_nb.files import VRSError
 from vrshq_nb.nano import (
     MAX_FRAMES,
+    MODEL_TYPE,
     NanoEncoder,
     VideoConnector,
     build_tokenizer,
+    cache_argument,
+    current_name,
+    load,
+    save,
     shared_video_mask,
-    tower_images,
 )
 from vrshq_nb.tokens import SEG, TAK
+from vrshq_nb.transforms import signed_square
+from vrshq_nb.weights import find_weights
 
 TEXTS = [
     "the red kite",
@@ -97,11 +104,11 @@ def test_tokenizer_refuses():
 # frames
 
 
-def test_tower_images():
-    x = tower_images(np.full((2, 48, 64, 3), 255, np.uint8), 32)
+def test_signed_square():
+    x = signed_square(np.full((2, 48, 64, 3), 255, np.uint8), 32)
     assert x.shape == (2, 3, 32, 32) and x.dtype == torch.float32
     torch.testing.assert_close(x, torch.ones_like(x))
-    black = tower_images(torch.zeros(1, 32, 32, 3, dtype=torch.uint8), 32)
+    black = signed_square(torch.zeros(1, 32, 32, 3, dtype=torch.uint8), 32)
     assert black.unique().tolist() == [-1]
 
 
@@ -114,9 +121,9 @@ def test_tower_images():
         np.zeros((2, 8, 8, 4), np.uint8),
     ],
 )
-def test_tower_images_refuses(frames):
-    with pytest.raises(ValueError, match="uint8"):
-        tower_images(frames, 32)
+def test_signed_square_refuses(frames):
+    with pytest.raises(VRSError, match="uint8|RGB"):
+        signed_square(frames, 32)
 
 
 def test_seeing_in_parts_is_the_same(encoder):
@@ -341,3 +348,58 @@ def test_writing_something_else_is_an_error(encoder, visual, words, problem):
     ids = torch.tensor(encoder.tokenizer.convert_tokens_to_ids(words))
     with pytest.raises(VRSError, match=problem):
         scripted(encoder, ids).write(visual, "the red kite")
+
+
+# the builder
+
+
+def test_old_names():
+    assert current_name("encoder.eye.a") == "encoder.vision_tower.a"
+    assert current_name("clip.clip.b") == "scorer.clip.b"
+    for key in ("encoder.vision_tower.a", "scorer.clip.b", "sam2.c", "encoder.llm.eye.d"):
+        assert current_name(key) == key
+
+
+def test_the_cache_has_the_name_that_transformers_gives_it(encoder):
+    name = cache_argument(encoder.llm.model)
+    assert name == encoder.cache_name and name in ("cache", "past_key_values")
+
+
+@pytest.mark.filterwarnings("error")
+def test_nothing_is_printed(encoder, visual, capfd):
+    with torch.no_grad():
+        encoder(visual, "the red kite", max_words=3)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_save_and_load(tmp_path):
+    parts = load(find_weights("nano"))
+    save(parts, tmp_path / "copy")
+    again = load(tmp_path / "copy")
+    assert again.config == parts.config and again.config["model_type"] == MODEL_TYPE
+    for name in ("encoder", "sam2", "scorer"):
+        old, new = (getattr(p, name).state_dict() for p in (parts, again))
+        assert old.keys() == new.keys() and all(torch.equal(old[k], new[k]) for k in old)
+    assert not parts.encoder.training and not parts.sam2.training and not parts.scorer.training
+
+
+def test_half_the_size(tmp_path):
+    parts = load(find_weights("nano"))
+    folders = save(parts, tmp_path / "whole"), save(parts, tmp_path / "half", torch.float16)
+    whole, half = ((f / "model.safetensors").stat().st_size for f in folders)
+    assert half < 0.55 * whole
+    assert next(load(tmp_path / "half").encoder.parameters()).dtype == torch.float32
+
+
+def test_loading_accounts_for_every_key(tmp_path):
+    folder = save(load(find_weights("nano")), tmp_path / "copy")
+    state = load_file(folder / "model.safetensors")
+    state["encoder.other"] = state.pop("encoder.project.0.bias")
+    save_file(state, folder / "model.safetensors")
+    with pytest.raises(
+        VRSError, match="missing .encoder.project.0.bias.*unexpected .encoder.other"
+    ):
+        load(folder)
+    (folder / "model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(VRSError, match="cannot be read"):
+        load(folder)

@@ -1,4 +1,4 @@
-"Stage 3: parity with the reference numbers, samplings, scores, the CLIP anchor, bad input."
+"Stage 3: parity with the reference numbers, samplings, scores, bad input."
 
 import functools
 import json
@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
+from vrshq_nb.files import VRSError
 from vrshq_nb.tks import (
+    SAMPLINGS,
+    TERMS,
     Candidate,
-    FrameTextScorer,
     anchor_frame,
     candidate_frames,
-    clip_tokenize,
-    fit_frames,
     keyframe_scores,
     segment_bounds,
     select_keyframe,
@@ -27,7 +27,6 @@ HERE = Path(__file__).parent / "data"
 DATA = np.load(HERE / "tda_tks.npz")
 SAMPLING = json.loads((HERE / "sampling.json").read_text())
 CASES = sorted({k.split("/")[0] for k in DATA.files if not k.startswith("crop")})
-HOWS = "clip", "uniform", "random", "segment", "top", "all"
 
 
 # candidates
@@ -49,7 +48,7 @@ def test_six_to_eleven_of_twelve():
         assert counts == {T} if T <= 11 else (min(counts) >= 6 and max(counts) <= 11)
 
 
-@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize("how", SAMPLINGS)
 @pytest.mark.parametrize("T", [1, 2, 11, 12, 13, 31, 200])
 @pytest.mark.parametrize("k", [1, 2, 5, 12])
 def test_every_sampling_is_sorted_and_unique(how, T, k):
@@ -110,7 +109,7 @@ def test_random_follows_its_seed():
     ],
 )
 def test_bad_candidates(args, words):
-    with pytest.raises(ValueError, match=words) as e:
+    with pytest.raises(VRSError, match=words) as e:
         candidate_frames(*args)
     assert "\n" not in str(e.value)
 
@@ -119,7 +118,7 @@ def test_anchor_is_the_first_maximum():
     assert anchor_frame(torch.tensor([0.0, 2.0, 2.0, 1.0])) == 1
     assert anchor_frame(torch.tensor([5.0], dtype=torch.bfloat16)) == 0
     for bad in (torch.zeros(0), torch.zeros(1, 4), torch.tensor([0.0, math.nan])):
-        with pytest.raises(ValueError, match="clip_logits"):
+        with pytest.raises(VRSError, match="clip_logits"):
             anchor_frame(bad)
 
 
@@ -128,7 +127,9 @@ def test_anchor_is_the_first_maximum():
 
 @pytest.mark.parametrize("case", CASES)
 def test_scores_of_the_reference(case):
-    get = lambda name: torch.tensor(DATA[f"{case}/{name}"])
+    def get(name):
+        return torch.tensor(DATA[f"{case}/{name}"])
+
     keyframe, candidates = select_keyframe(
         get("frames").tolist(), get("occlusion"), get("weights")[:, 0]
     )
@@ -139,6 +140,7 @@ def test_scores_of_the_reference(case):
 
 
 def test_terms():
+    assert set(TERMS) == {"similarity", "occlusion", "clip"}
     o, s, c = (
         torch.tensor([4.0, 2.0, -3.0]),
         torch.tensor([0.33, 0.35, 0.32]),
@@ -187,7 +189,7 @@ def test_ties_take_the_first():
     ],
 )
 def test_bad_scores(kwargs, words):
-    with pytest.raises(ValueError, match=words) as e:
+    with pytest.raises(VRSError, match=words) as e:
         select_keyframe(
             **{
                 "frames": [1, 2, 3],
@@ -199,153 +201,7 @@ def test_bad_scores(kwargs, words):
     assert "\n" not in str(e.value)
 
 
-# CLIP
-
-CONFIG = dict(
-    embed_dim=16,
-    vision_cfg=dict(layers=1, width=32, head_width=16, patch_size=8, image_size=16),
-    text_cfg=dict(
-        context_length=8, vocab_size=64, width=32, heads=2, layers=1, pool_type="eos", eos_id=2
-    ),
-)
-
-
-def letters(texts, end=2):
-    rows = [[3 + ord(c) % 60 for c in t][:7] + [end] for t in texts]
-    return torch.tensor([r + [0] * (8 - len(r)) for r in rows])
-
-
-@pytest.fixture
-def scorer():
-    torch.manual_seed(0)
-    return FrameTextScorer.from_config(CONFIG, letters, fit="stretch").eval()
-
-
-@pytest.fixture
-def frames():
-    return torch.randint(
-        0, 256, (5, 20, 33, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
-
-
-@pytest.mark.parametrize("case", ["crop37x91"])
-def test_crop_of_the_reference(case):
-    got = fit_frames(torch.tensor(DATA[f"{case}/rgb"])[None], 64)[0] * 255
-    assert (
-        got - torch.tensor(DATA[f"{case}/square"]).float()
-    ).abs().max() <= 1.01  # one grey level
-
-
-def test_stretch_keeps_the_borders():
-    frames = torch.zeros(1, 10, 40, 3, dtype=torch.uint8)
-    frames[:, :, :4] = 255
-    assert (
-        fit_frames(frames, 10, "crop").max() == 0 and fit_frames(frames, 10, "stretch").max() > 0.9
-    )
-
-
-@pytest.mark.parametrize(
-    "bad, fit",
-    [
-        (torch.zeros(1, 4, 4, 3), "crop"),
-        (torch.zeros(0, 4, 4, 3, dtype=torch.uint8), "crop"),
-        (torch.zeros(4, 4, 3, dtype=torch.uint8), "crop"),
-        (torch.zeros(1, 3, 4, 4, dtype=torch.uint8), "crop"),
-        (torch.zeros(1, 4, 4, 3, dtype=torch.uint8), "pad"),
-    ],
-)
-def test_bad_frames(bad, fit):
-    with pytest.raises(ValueError):
-        fit_frames(bad, 8, fit)
-
-
-def test_logits_are_those_of_open_clip(scorer, frames):
-    texts = ["a red kite", "b"]
-    with torch.no_grad():
-        images, _ = scorer.clip.get_logits(scorer.preprocess(frames), letters(texts))
-        torch.testing.assert_close(
-            scorer.logits(scorer.encode_frames(frames), texts), images.T, atol=1e-5, rtol=1e-5
-        )
-
-
-def test_each_frame_is_encoded_once(scorer, frames):
-    seen = []
-    scorer.clip.visual.register_forward_hook(lambda m, args, out: seen.append(len(args[0])))
-    with torch.no_grad():
-        features = scorer.encode_frames(frames, batch_size=2)
-        logits = scorer.logits(features, ["one", "two", "three"])
-    assert seen == [2, 2, 1] and logits.shape == (3, 5)
-    torch.testing.assert_close(features, scorer.encode_frames(frames.numpy()), atol=1e-5, rtol=1e-5)
-
-
-def test_one_sentence_is_a_list_of_one(scorer, frames):
-    assert torch.equal(scorer.encode_text("a cat"), scorer.encode_text(["a cat"]))
-    torch.testing.assert_close(scorer.encode_text(["a cat", "dog"]).norm(dim=1), torch.ones(2))
-
-
-def test_the_scorer_trains_and_saves_only_clip(scorer, frames):
-    scorer.logits(scorer.encode_frames(frames), ["a cat"]).sum().backward()
-    assert all(p.grad is not None for n, p in scorer.named_parameters())
-    assert all(k.startswith("clip.") for k in scorer.state_dict())
-
-
-def test_bf16(scorer, frames):
-    features = scorer.bfloat16().encode_frames(frames)
-    assert features.dtype == torch.float32 and scorer.logits(features, "a cat").isfinite().all()
-
-
-@pytest.mark.parametrize(
-    "tokenize, words",
-    [
-        (lambda texts: letters(texts)[:, :5], "reads 8 tokens"),
-        (lambda texts: letters(texts) + 100, "does not fit"),
-        (lambda texts: letters(texts, end=1), "no end token"),
-    ],
-)
-def test_tokens_that_would_be_misread(scorer, tokenize, words):
-    scorer.tokenize = tokenize
-    with pytest.raises(ValueError, match=words):
-        scorer.encode_text("a cat")
-
-
-def test_no_frames(scorer):
-    with pytest.raises(ValueError, match="frames is empty"):
-        scorer.encode_frames(torch.zeros(0, 4, 4, 3, dtype=torch.uint8))
-
-
-def test_clip_tokenize():
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    words = Tokenizer(
-        models.WordLevel({"[PAD]": 0, "[END]": 1, "red": 2, "kite": 3}, unk_token="[PAD]")
-    )
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words, eos_token="[END]", pad_token="[PAD]"
-    )
-    assert clip_tokenize(tokenizer, ["red kite", "", "kite " * 9], 5).tolist() == [
-        [2, 3, 1, 0, 0],
-        [1, 0, 0, 0, 0],
-        [3, 3, 3, 3, 1],
-    ]
-    with pytest.raises(ValueError, match="end token"):
-        clip_tokenize(PreTrainedTokenizerFast(tokenizer_object=words), ["red"], 5)
-
-
-@pytest.mark.parametrize(
-    "config", [{}, {**CONFIG, "nonsense": 1}, {**CONFIG, "vision_cfg": {"nonsense": 1}}]
-)
-def test_bad_config(config):
-    with pytest.raises(ValueError, match="does not describe"):
-        FrameTextScorer.from_config(config, letters)
-
-
-def test_unknown_pretrained_model():
-    with pytest.raises(ValueError, match="cannot load 'ViT-Nobody'"):
-        FrameTextScorer.pretrained("ViT-Nobody", "openai")
-
-
 def test_import_does_not_load_open_clip():
-    code = "import sys, vrshq_nb.tda, vrshq_nb.tks; sys.exit('open_clip' in sys.modules)"
+    modules = "vrshq_nb.tda, vrshq_nb.tks, vrshq_nb.scorer"
+    code = f"import sys, {modules}; sys.exit('open_clip' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

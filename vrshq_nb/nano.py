@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from inspect import signature
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,8 +38,10 @@ from transformers import (
     ResNetModel,
 )
 
+from .files import VRSError, atomic_path, explain
 from .mdp import sam2_from_config
-from .tks import clip_tokenize, scorer_from_config
+from .protocols import Parts
+from .scorer import clip_tokenize, scorer_from_config
 from vrshq_nb.tokens import (
     IMAGE,
     SEG,
@@ -46,10 +49,11 @@ from vrshq_nb.tokens import (
     TemporalTokens,
     TokenProjection,
     build_conversation,
-    temporal_prompt,
     gather_tokens,
+    temporal_prompt,
 )
-from .files import VRSError
+from .transforms import signed_square
+from .weights import check_state, own_state, packed_state, read_config
 
 # %% ../nbs/engine/71_nano.ipynb #b167b18c
 MAX_FRAMES = 64
@@ -100,20 +104,6 @@ def build_tokenizer(
         eos_token="<end>",
         additional_special_tokens=list(SPECIAL_TOKENS[2:]),
     )
-
-# %% ../nbs/engine/71_nano.ipynb #66d3d58f
-def tower_images(
-    frames: np.ndarray | Tensor,  # uint8 (n, H, W, 3)
-    size: int,  # S, pixels
-) -> Tensor:  # float (n, 3, S, S) in [-1, 1]
-    "Frames as the vision tower wants them; `VRSError` for anything but uint8 frames."
-    x = torch.as_tensor(frames)
-    if x.ndim != 4 or x.shape[-1] != 3 or x.dtype != torch.uint8:
-        raise VRSError(f"frames must be uint8 (n, H, W, 3), not {x.dtype} {tuple(x.shape)}")
-    x = x.permute(0, 3, 1, 2).float()
-    if x.shape[-2:] != (size, size):
-        x = F.interpolate(x, (size, size), mode="bilinear", antialias=True, align_corners=False)
-    return x / 127.5 - 1
 
 # %% ../nbs/engine/71_nano.ipynb #ccf81c34
 class VideoConnector(nn.Module):
@@ -198,7 +188,7 @@ def encode_frames(
         raise VRSError("there are no frames to encode")
     out = []
     for i in range(0, len(frames), batch_size):
-        images = tower_images(frames[i : i + batch_size], self.config["image_size"])
+        images = signed_square(frames[i : i + batch_size], self.config["image_size"])
         out.append(self.vision_tower(images.to(self.marks.device)).last_hidden_state)
     return torch.cat(out)
 
@@ -354,6 +344,84 @@ def write(
             f"the model wrote {wrote!r}, from which no tokens can be taken ({e}): "
             "call the encoder, which gives the answer"
         ) from e
+
+# %% ../nbs/engine/71_nano.ipynb #b71c0de1
+MODEL_TYPE = "vrshq_nano"  # in config.json
+
+
+def build(
+    config: dict[str, Any],  # keys encoder, sam2 and clip: the parts' own configs
+    tokenizer: PreTrainedTokenizerFast,  # of the encoder, shared with the scorer
+) -> Parts:  # with random weights, in evaluation mode
+    "Nano's three parts."
+    length = config["clip"]["text_cfg"]["context_length"]
+    tokenize = partial(clip_tokenize, tokenizer, context_length=length)
+    parts = Parts(
+        encoder=NanoEncoder(config["encoder"], tokenizer),
+        sam2=sam2_from_config(config["sam2"]),
+        scorer=scorer_from_config(config["clip"], tokenize, fit="stretch"),
+        config=config | {"model_type": MODEL_TYPE},
+    )
+    as_module(parts).eval()
+    return parts
+
+
+def as_module(parts: Parts) -> nn.ModuleDict:  # keys encoder, sam2 and scorer
+    "The parts as one module, for its state dict."
+    return nn.ModuleDict(dict(encoder=parts.encoder, sam2=parts.sam2, scorer=parts.scorer))
+
+# %% ../nbs/engine/71_nano.ipynb #b71c0de3
+OLD_PREFIXES = {"encoder.eye.": "encoder.vision_tower.", "clip.": "scorer."}
+
+
+def current_name(
+    key: str,  # of a tensor in a file
+) -> str:
+    "A tensor's name today."
+    for old, new in OLD_PREFIXES.items():
+        if key.startswith(old):
+            return new + key.removeprefix(old)
+    return key
+
+# %% ../nbs/engine/71_nano.ipynb #b71c0de6
+def load(
+    folder: str | Path,  # with config.json, model.safetensors and the tokenizer
+    device: str | torch.device = "cpu",
+) -> Parts:  # in evaluation mode, float32
+    "A model of nano's kind from its folder; `VRSError` for a file that does not fit."
+    folder = Path(folder)
+    config = read_config(folder)
+    try:
+        state = load_file(folder / "model.safetensors")
+        parts = build(config, PreTrainedTokenizerFast.from_pretrained(folder))
+    except Exception as error:  # the tokenizers library raises bare Exceptions
+        raise VRSError(
+            f"the model in {folder.name!r} cannot be read ({explain(error)}): "
+            "write it again with save_pretrained"
+        ) from error
+    module = as_module(parts)
+    state = {current_name(k): v.float() if v.is_floating_point() else v for k, v in state.items()}
+    check_state(own_state(module), state, folder.name)
+    module.load_state_dict(state, strict=False)  # tied copies are not in the file
+    module.to(device)
+    return parts
+
+# %% ../nbs/engine/71_nano.ipynb #b71c0de8
+def save(
+    parts: Parts,  # of nano's kind
+    folder: str | Path,  # is made; an older model there is replaced
+    dtype: torch.dtype | None = None,  # such as torch.float16 to halve the size
+) -> Path:
+    "Write config.json, model.safetensors and the tokenizer; `VRSError` where that fails."
+    folder = Path(folder).expanduser()
+    state = packed_state(own_state(as_module(parts)), dtype)
+    with atomic_path(folder) as aside:
+        aside.mkdir()
+        save_file(state, aside / "model.safetensors", metadata={"format": "pt"})
+        config = json.dumps(parts.config | {"model_type": MODEL_TYPE}, indent=1)
+        (aside / "config.json").write_text(config, encoding="utf-8")
+        parts.encoder.tokenizer.save_pretrained(aside)
+    return folder
 
 # %% ../nbs/engine/71_nano.ipynb #25126220
 # old classes, until `model` and the training pages use NanoEncoder
