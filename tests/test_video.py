@@ -6,25 +6,22 @@ import subprocess
 import sys
 from fractions import Fraction
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
 
-av = pytest.importorskip("av")
+from vrshq_nb.files import VRSError
 from vrshq_nb.video import (
     ArrayReader,
     AVReader,
     DecordReader,
     GifReader,
-    VRSError,
     Video,
-    atomic_path,
     av_frames,
     check_fps,
-    check_frames,
     check_indices,
     declared_bytes,
-    natural_key,
     open_reader,
     probe,
     sample_indices,
@@ -33,7 +30,7 @@ from vrshq_nb.video import (
 
 
 def make_clip(T=24, H=64, W=96, seed=0):
-    "A ball on a smooth field with a little noise, so that frames differ and a file of them has some size."
+    "A ball on a smooth field with a little noise, so that no two frames are equal."
     y, x = np.mgrid[:H, :W]
     clip = np.empty((T, H, W, 3), np.uint8)
     noise = np.random.default_rng(seed).integers(0, 20, clip.shape)
@@ -90,10 +87,6 @@ def mean_error(a, b):
 
 
 # ---- frame numbers and frames
-def test_error_is_a_value_error():
-    assert issubclass(VRSError, ValueError)
-
-
 @pytest.mark.parametrize(
     "bad,hint",
     [
@@ -102,13 +95,12 @@ def test_error_is_a_value_error():
         (np.zeros((4, 4, 3), np.uint8), "image[None]"),
         (np.zeros((0, 4, 4, 3), np.uint8), "at least one"),
         (np.zeros((2, 0, 4, 3), np.uint8), "nothing"),
-        (np.zeros((2, 4, 4), np.uint8), "[T, H, W, 3]"),
-        (np.zeros((2, 4, 4, 4), np.uint8), "[T, H, W, 3]"),
+        (np.zeros((2, 4, 4), np.uint8), "(T, H, W, 3)"),
+        (np.zeros((2, 4, 4, 4), np.uint8), "(T, H, W, 3)"),
         (np.zeros((2, 4, 4, 3), bool), "uint8"),
     ],
 )
 def test_bad_arrays(bad, hint):
-    assert hint in error(check_frames, bad)
     assert hint in error(Video.open, bad)
 
 
@@ -168,18 +160,6 @@ def test_sample_indices():
                 assert (got[0], got[-1]) == (0, T - 1)
     assert sample_indices(10, 4) == [0, 3, 6, 9] and sample_indices(5, 1) == [2]
     error(sample_indices, 5, 0)
-
-
-def test_natural_key():
-    names = ["f10.jpg", "f9.jpg", "F1.jpg", "f100.jpg", "a2b10.png", "a2b9.png"]
-    assert sorted(names, key=natural_key) == [
-        "a2b9.png",
-        "a2b10.png",
-        "F1.jpg",
-        "f9.jpg",
-        "f10.jpg",
-        "f100.jpg",
-    ]
 
 
 @pytest.mark.parametrize("bad", [0, -1, float("nan"), float("inf"), "8", None, True])
@@ -332,13 +312,12 @@ def test_pickle(mp4, clip):
 
 @pytest.mark.parametrize("rotation", [90, 180, 270, -90])
 def test_turned_videos_come_upright(rotation, tmp_path):
-    "The note says how far to turn counter-clockwise: turning the stored frames so gives the picture."
+    "The note says how far the stored frames are turned counter-clockwise."
     stored = make_clip(5)
     v = Video.open(write_raw(tmp_path / "a.mp4", stored, rotation=rotation))
     upright = np.rot90(stored, rotation // 90 % 4, (1, 2))
-    assert (v.height, v.width) == upright.shape[1:3] and probe(tmp_path / "a.mp4")[
-        "rotation"
-    ] % 360 == rotation % 360
+    assert (v.height, v.width) == upright.shape[1:3]
+    assert probe(tmp_path / "a.mp4")["rotation"] % 360 == rotation % 360
     assert v.frames().flags.c_contiguous or v.frames().copy().flags.c_contiguous
     assert (
         mean_error(v.frames(), upright) < 12 and mean_error(v.frames([4, 1]), upright[[4, 1]]) < 12
@@ -388,7 +367,13 @@ def test_other_containers(name, codec, tmp_path, clip):
 
 def test_without_decord(mp4):
     "Where decord is not to be had, PyAV reads, with the same bits."
-    code = f"import sys; sys.modules['decord'] = None\nfrom vrshq_nb.video import *\nv = Video.open({str(mp4)!r}); print(type(v.reader).__name__, int(v.frames([20, 3]).astype('int64').sum()))"
+    code = f"""
+import sys
+sys.modules["decord"] = None
+from vrshq_nb.video import Video
+video = Video.open({str(mp4)!r})
+print(type(video.reader).__name__, int(video.frames([20, 3]).astype("int64").sum()))
+"""
     out = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout.split()
@@ -554,7 +539,15 @@ def test_zeros_at_the_end(tmp_path, clip):
 def test_cut_files_are_quiet(tmp_path, mp4):
     "Nothing but the error: no library talks on standard error."
     path = cut(mp4, 0.6, tmp_path / "a.mp4")
-    code = f"from vrshq_nb.video import *\ntry: Video.open({str(path)!r})\nexcept VRSError as e: print(e)\nVideo.open({str(mp4)!r}).frames()"
+    code = f"""
+from vrshq_nb.video import Video
+from vrshq_nb.files import VRSError
+try:
+    Video.open({str(path)!r})
+except VRSError as e:
+    print(e)
+Video.open({str(mp4)!r}).frames()
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr == "" and done.stdout.count("\n") == 1
 
@@ -581,7 +574,7 @@ def test_declared_bytes_of_stumps(head, tmp_path):
 # ---- writing: all or nothing
 def failing(clip):
     yield from clip[:5]
-    raise RuntimeError("the camera fell down")
+    raise RuntimeError("the camera was disconnected")
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.gif"])
@@ -619,42 +612,6 @@ def test_no_permission(tmp_path, clip):
         assert "permission" in error(write_video, tmp_path / "a.mp4", clip)
     finally:
         tmp_path.chmod(0o700)
-
-
-def test_atomic_path_file(tmp_path):
-    with atomic_path(tmp_path / "a.json") as p:
-        p.write_text("1")
-        assert p.parent == tmp_path and p.suffix == ".json" and not (tmp_path / "a.json").exists()
-    with pytest.raises(KeyboardInterrupt):
-        with atomic_path(tmp_path / "a.json") as p:
-            p.write_text("2")
-            raise KeyboardInterrupt
-    assert (tmp_path / "a.json").read_text() == "1" and os.listdir(tmp_path) == ["a.json"]
-
-
-def test_atomic_path_folder(tmp_path):
-    def put(*names):
-        with atomic_path(tmp_path / "masks") as p:
-            p.mkdir()
-            for n in names:
-                (p / n).write_text(n)
-
-    put("0", "1")
-    put("0", "1", "2")  # again, over files of the same names
-    assert sorted(os.listdir(tmp_path / "masks")) == ["0", "1", "2"]
-    assert "other files" in error(put, "7")
-    (tmp_path / "new").mkdir()
-    assert sorted(os.listdir(tmp_path / "masks")) == ["0", "1", "2"] and sorted(
-        os.listdir(tmp_path)
-    ) == ["masks", "new"]
-
-
-def test_atomic_path_forgotten(tmp_path):
-    def forget():
-        with atomic_path(tmp_path / "a.txt"):
-            pass
-
-    error(forget)
 
 
 def test_array_reader_does_not_copy(clip):

@@ -94,7 +94,7 @@ def center_crop(
     size: int,  # side S of the square, pixels
     pil: bool = False,  # resize with PIL itself, see `pil_resize`
 ) -> "Tensor":  # float (n, 3, S, S) from 0 to 1
-    "The middle of the frame: the shorter side to S (bicubic), the longer one cut, as CLIP was trained."
+    "The middle of the frame: the shorter side to S (bicubic), the longer one cut, as for CLIP."
     x = frames_tensor(frames)
     short = min(x.shape[2:])
     height, width = (size * side // short for side in x.shape[2:])
