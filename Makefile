@@ -1,8 +1,8 @@
-# make demo | test | lab | bench | notebooks | readme: each installs what it needs into .venv first, once.
+# make demo | test | check | lab | bench | notebooks | readme | graph: each installs what it needs into .venv first, once.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo install test check nbtest pytest lab bench notebooks readme wheel clean
+.PHONY: help demo install test check nbtest pytest lab bench notebooks readme graph wheel clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -69,16 +69,21 @@ demo: $(VENV)/.package  ## install, then segment sample videos with the model in
 bench: $(VENV)/.package  ## where the time goes, on this machine
 	$(BIN)/vrshq bench
 
+# The repository is served, not nbs/ alone: pages link to files outside it.
 lab: $(VENV)/.lab  ## JupyterLab on the notebooks
-	$(BIN)/python -m jupyter lab nbs $(LAB_ARGS)
+	$(BIN)/python -m jupyter lab --ServerApp.root_dir="$$PWD" --LabApp.default_url=/lab/tree/nbs/index.ipynb $(LAB_ARGS)
 
 # ---- developing ----------------------------------------------------------------------------------------------------
-test: check nbtest pytest  ## all checks: notebooks and package agree, pyflakes, every notebook runs, pytest
+test: check nbtest pytest  ## all checks: the house's rules, every notebook runs, pytest
 
-check: $(VENV)/.dev
+check: $(VENV)/.dev  ## the house's rules: notebooks and package agree, style, types, who imports whom
 	.ci/notebooks drift
 	$(BIN)/python .ci/readme --check
-	$(BIN)/python -m pyflakes vrshq_nb
+	$(BIN)/ruff check vrshq_nb nbs tests setup.py .ci/readme .ci/graph
+	$(BIN)/ruff format --check --quiet vrshq_nb nbs tests setup.py .ci/readme .ci/graph
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/mypy --no-incremental
+	env -u PYTHONPATH $(BIN)/pytest --import-mode=importlib -p no:cacheprovider -q tests/test_house.py
 
 nbtest: $(VENV)/.dev
 	WORKERS=$(WORKERS) .ci/notebooks test
@@ -88,13 +93,16 @@ pytest: $(VENV)/.dev
 	env -u PYTHONPATH $(BIN)/pytest --import-mode=importlib -p no:cacheprovider --durations=5 tests $(PYTEST_ARGS)
 
 notebooks: $(VENV)/.dev  ## run all notebooks in place and keep their outputs
-	@set -e; for nb in nbs/*.ipynb; do \
+	@set -e; for nb in $$(find nbs -name '*.ipynb' -not -path '*/.*' | sort); do \
 	  PATH="$$PWD/$(BIN):$$PATH" PYTHONPATH="$$PWD" IN_TEST=1 $(BIN)/python -m jupyter nbconvert --to notebook --execute --inplace \
 	    --ExecutePreprocessor.timeout=900 --ExecutePreprocessor.kernel_name=python3 "$$nb"; done
 	$(BIN)/nbdev_clean
 
 readme: $(VENV)/.dev  ## README.md from nbs/index.ipynb
 	$(BIN)/python .ci/readme
+
+graph: $(VENV)/.dev  ## the picture of CONTRIBUTING.md: which module uses which
+	$(BIN)/python .ci/graph
 
 wheel: $(VENV)/.sam2  ## a wheel in dist/
 	@rm -rf build vrshq_nb.egg-info

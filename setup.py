@@ -26,7 +26,9 @@ statuses = {
     "6": "6 - Mature",
     "7": "7 - Inactive",
 }
-extras = {name: lines(f"{name}_requirements") for name in ("lab", "train", "backbones", "dev")}
+names = ("lab", "train", "vlm", "chatunivi", "dev")
+extras = {name: lines(f"{name}_requirements") for name in names}
+extras["backbones"] = extras["vlm"]  # its former name
 readme = here / "README.md"
 
 setup(
