@@ -35,7 +35,7 @@ from vrshq_nb.evaluate import (
     records_file,
     run_samples,
     score_masks,
-    table,
+    score_table,
     write_masks,
     write_zip,
 )
@@ -333,7 +333,9 @@ def rows(*values):
 
 
 def test_overall_is_the_mean_of_two_means():
-    got = table(rows(("a", 0, 0.9), ("a", 0, 0.7), ("b", 0, 0.8), ("b", 1, 0.2), ("c", 2, 1.0)))
+    got = score_table(
+        rows(("a", 0, 0.9), ("a", 0, 0.7), ("b", 0, 0.8), ("b", 1, 0.2), ("c", 2, 1.0))
+    )
     assert (
         got["referring"]["J"],
         got["reasoning"]["J"],
@@ -348,7 +350,7 @@ def test_overall_is_the_mean_of_two_means():
 
 
 def test_data_without_types_have_an_overall_only():
-    got = table(rows(("a", None, 0.4), ("b", None, 0.8)))
+    got = score_table(rows(("a", None, 0.4), ("b", None, 0.8)))
     assert (
         got["overall"]["J"] == 60
         and got["referring"] is got["reasoning"] is got["no_target"] is None
@@ -356,11 +358,11 @@ def test_data_without_types_have_an_overall_only():
 
 
 def test_one_type_alone():
-    assert table(rows(("a", 0, 0.4)))["overall"]["J"] == 40
+    assert score_table(rows(("a", 0, 0.4)))["overall"]["J"] == 40
 
 
 def test_percentages_are_rounded_before_the_mean():
-    assert table(rows(("a", 0, 0.123449), ("b", 0, 0.123449)))["referring"]["J"] == 12.34
+    assert score_table(rows(("a", 0, 0.123449), ("b", 0, 0.123449)))["referring"]["J"] == 12.34
 
 
 def test_still_images_have_two_ious():

@@ -1077,7 +1077,7 @@ def benchmark_model(args):  # -> `VRSHQ`, None where predictions are given; chec
 # %% ../nbs/41_cli.ipynb #7953d924
 def print_results(results: dict, out: Path):
     "The table; on standard error, what has no usable prediction."
-    from vrshq_nb.evaluate import results_table
+    from vrshq_nb.report import results_table
 
     if "overall" in results:
         rows = results_table(results)
