@@ -53,7 +53,7 @@ def is_bad_input(
     "Whether an error is this package's word on its input: `VRSError`, `UsageError`, or a `ValueError` that one of its lines raised."
     if isinstance(error, UsageError):
         return True
-    from vrshq_nb.video import VRSError
+    from vrshq_nb.files import VRSError
 
     if isinstance(error, VRSError):
         return True
@@ -265,7 +265,7 @@ def check_output(
     source=None,  # the video, which must stay
 ):
     "A `VRSError` now, and not after the work, where `path` cannot be written."
-    from vrshq_nb.video import VRSError, reason
+    from vrshq_nb.files import VRSError, reason
 
     try:
         problem = obstacle(path, names, source)
@@ -726,7 +726,7 @@ def write_samples(
     folder: Path,  # is made, or replaced where it holds samples only
 ) -> Path:
     "Clips, sentences, masks, a table and a picture of all samples; all or nothing."
-    from vrshq_nb.video import atomic_path
+    from vrshq_nb.files import atomic_path
 
     clips = list(sample_clips())
     rows = [

@@ -37,7 +37,8 @@ from vrshq_nb.metrics import (
 )
 from .model import VRSHQ, EncodedVideo
 from .report import prediction_sheet, report
-from .video import BAD_PICTURE, VRSError, atomic_path, image_size, reason
+from .video import BAD_PICTURE, image_size
+from .files import VRSError, atomic_path, reason
 from .viz import pick_frames
 
 # %% ../nbs/engine/79_evaluate.ipynb #4a2a7751
