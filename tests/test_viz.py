@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vrshq_nb.video import VRSError, Video
+from vrshq_nb.files import VRSError
+from vrshq_nb.video import Video
 from vrshq_nb import viz
 from vrshq_nb.viz import (
     Picture,
@@ -197,7 +198,7 @@ def test_titles_fit():
 
 
 def test_resize_keeps_area(masks):
-    small = viz.resize(masks[0], 20, 30)
+    small = viz.resize_frames(masks[0], 20, 30)
     assert small.dtype == bool and small.mean() == pytest.approx(masks[0].mean(), rel=0.15)
 
 
@@ -239,7 +240,7 @@ def test_pipeline():
     words = " ".join(t.get_text() for t in texts(pipeline_figure("tda")))
     assert all(
         w in words
-        for w in ("TDA", "TKS", "SAM 2", "[SEG]", "[TAK]", "notebook 11", "[1, D]", "[T, H, W]")
+        for w in ("TDA", "TKS", "SAM 2", "[SEG]", "[TAK]", "notebook 11", "(1, D)", "(T, H, W)")
     )
     assert "tda" in error(pipeline_figure, "tad")
 
@@ -319,7 +320,7 @@ def test_summary_picture(result, frames, masks):
     none = make_result(frames, np.zeros_like(masks[0]), found=False)
     assert not (summary_picture(none).array == [255, 176, 0]).all(
         -1
-    ).any() and "no such object" in viz.caption(none)
+    ).any() and "no such object" in viz.result_line(none)
     long = make_result(frames, masks[0], text="a sentence without end " * 40)
     assert summary_picture(long).array.shape[1] == a.shape[1]
     one = make_result(frames[:1], masks[0, :1], keyframe=0, candidates=[])
