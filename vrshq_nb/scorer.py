@@ -81,7 +81,7 @@ def check_tokens(
 
 # %% ../nbs/engine/72_scorer.ipynb #fc98da9a
 class FrameTextScorer(nn.Module):
-    "How well frames fit sentences (VRS-HQ, section 3.2), by a CLIP of open_clip or transformers."
+    "How well frames fit sentences (VRS-HQ, section 3), by a CLIP of open_clip or transformers."
 
     def __init__(
         self,

@@ -21,7 +21,7 @@ from .files import VRSError
 def anchor_frame(
     clip_logits: Tensor,  # (T,), image-text logits of one sentence, every frame of the video
 ) -> int:  # number of the first maximum
-    "The frame with the highest CLIP logit: step 1 of TKS (VRS-HQ, section 3.2)."
+    "The frame with the highest CLIP logit: step 1 of TKS (VRS-HQ, section 3)."
     logits = torch.as_tensor(clip_logits)
     if logits.ndim != 1 or len(logits) == 0:
         raise VRSError(f"clip_logits must be (T,) with T >= 1, got {tuple(logits.shape)}")
@@ -105,7 +105,7 @@ def candidate_frames(
     scores: Tensor | Sequence[float] | None = None,  # (T,), for "segment" and "top"
     seed: int = 0,  # for "random"
 ) -> list[int]:  # sorted, no frame twice
-    "The frames for the language model: step 2 of TKS (VRS-HQ, section 3.2) and other samplings."
+    "The frames for the language model: step 2 of TKS (VRS-HQ, section 3) and other samplings."
     values: Sequence[float] | None = scores.tolist() if isinstance(scores, Tensor) else scores
     check_candidates(n_frames, anchor, k, how, values)
     if how == "clip" and anchor is not None:
