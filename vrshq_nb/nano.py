@@ -53,7 +53,8 @@ from vrshq_nb.tokens import (
     temporal_prompt,
 )
 from .transforms import signed_square
-from .weights import check_state, own_state, packed_state, read_config
+from .folders import read_config
+from .weights import check_state, own_state, packed_state
 
 # %% ../nbs/engine/71_nano.ipynb #b167b18c
 MAX_FRAMES = 64

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['sam2_table', 'sam2_pretrained']
 
-# %% ../nbs/engine/83_sam2_sizes.ipynb #9820ed51
+# %% ../nbs/engine/83_sam2_sizes.ipynb #21d9f351
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .files import VRSError, explain
+from .files import VRSError
 from .mdp import TokenPredictor, sam2_from_config
 from .weights import check_state, own_state
 
@@ -86,7 +86,7 @@ def read_checkpoint(
         return dict(torch.load(file, map_location="cpu", weights_only=True)["model"])
     except unreadable as error:
         raise VRSError(
-            f"{file.name} is no SAM 2 checkpoint ({explain(error)}): "
+            f"{file.name} is no SAM 2 checkpoint ({type(error).__name__}): "
             "a file with a state dict under 'model' is wanted"
         ) from error
 
