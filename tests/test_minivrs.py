@@ -9,7 +9,8 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from vrshq_nb.minivrs import SPLITS, MiniVRS, make_clip, write_revos
-from vrshq_nb.video import Video, VRSError
+from vrshq_nb.video import Video
+from vrshq_nb.files import VRSError
 
 
 def test_clips_follow_from_their_arguments():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from vrshq_nb.minivrs import scenes
-from vrshq_nb.video import VRSError
+from vrshq_nb.files import VRSError
 
 
 @pytest.mark.parametrize("name", scenes.SCENES)

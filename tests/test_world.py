@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from vrshq_nb.minivrs import MiniVRS, make_clip, world
-from vrshq_nb.video import VRSError
+from vrshq_nb.files import VRSError
 
 
 def test_paste_blends_and_counts():

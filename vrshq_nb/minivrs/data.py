@@ -19,7 +19,8 @@ from pycocotools import mask as coco
 from .sentences import Expression, Record, draw_expressions
 from .sprites import unknown_name
 from .world import World, make_world, render_world
-from ..video import VRSError, atomic_path, write_video
+from ..files import VRSError, atomic_path
+from ..video import write_video
 
 # %% ../../nbs/engine/70_minivrs.ipynb #3563742c
 @dataclass(repr=False)

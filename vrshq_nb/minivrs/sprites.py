@@ -14,7 +14,7 @@ import numpy as np
 from fastcore.basics import patch
 from PIL import Image, ImageDraw
 
-from ..video import VRSError
+from ..files import VRSError
 
 # %% ../../nbs/engine/66_sprites.ipynb #8b10ffa7
 COLOURS = dict(
