@@ -30,7 +30,7 @@ CASES = sorted(k.removesuffix("/pred") for k in DATA.files if k.endswith("/pred"
 
 
 def masks(case, name):
-    "[T, H, W]; most cases are one frame."
+    "(T, H, W); most cases are one frame."
     x = DATA[f"{case}/{name}"]
     return x if x.ndim == 3 else x[None]
 
@@ -139,7 +139,7 @@ OK = np.zeros((2, 6, 7), bool)
 @pytest.mark.parametrize(
     "call, words",
     [
-        (lambda f: f(OK[0], OK), r"pred must be \[T, H, W\]"),
+        (lambda f: f(OK[0], OK), r"pred must be \(T, H, W\)"),
         (lambda f: f(OK, OK[:, :5]), "shape of pred"),
         (lambda f: f(OK, OK, void=OK[:1]), "void must have the shape"),
         (lambda f: f(OK[:0], OK[:0]), "at least one frame"),
@@ -189,7 +189,10 @@ def test_bootstrap_draws_whole_groups():
         np.repeat(np.random.default_rng(0).random(20), 10),
         np.repeat(np.arange(20), 10),
     )
-    width = lambda *args: np.diff(bootstrap_interval(*args)[1:])[0]
+
+    def width(*args):
+        return np.diff(bootstrap_interval(*args)[1:])[0]
+
     assert width(values, groups) == pytest.approx(width(values[::10])) and width(
         values, groups
     ) > 2 * width(values)
@@ -221,11 +224,14 @@ def test_needs_numpy_only():
     source = inspect.getsource(metrics)
     assert {line for line in source.splitlines() if line.startswith(("import", "from"))} == {
         "import math",
+        "from collections.abc import Iterable",
+        "from typing import Any",
         "import numpy as np",
+        "from numpy.typing import ArrayLike, NDArray",
     }
 
 
-# ---- frames as numbers ----------------------------------------------------------------------------------------------
+# ---- frames as numbers ---------------------------------------------------------------------------
 @pytest.mark.parametrize("shape, pad", [((1, 1), 0), ((3, 7), 0), ((5, 8), 3), ((17, 9), 40)])
 def test_bits_there_and_back(shape, pad):
     m = noise(*shape, seed=5)
@@ -238,7 +244,7 @@ def test_bits_there_and_back(shape, pad):
 
 
 def test_f_does_not_depend_on_where_things_lie():
-    "The work is done in a box around the masks: the frame's rim is a rim only where the frame ends."
+    "The work is done in a box around the masks; its rim is no rim of the frame."
     a, b = noise(1, 20, 20, share=0.02, seed=1), noise(1, 20, 20, share=0.02, seed=2)
 
     def at(m, y, x):
@@ -253,10 +259,10 @@ def test_f_does_not_depend_on_where_things_lie():
     assert 0 < inside[0] < 1
 
 
-# ---- recall, decay, objects -----------------------------------------------------------------------------------------
+# ---- recall, decay, objects ----------------------------------------------------------------------
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 8, 16, 70, 255])
 def test_recall_and_decay_are_those_of_davis(n):
-    "DAVIS's own statement, written out: quarters from rounded edges, both ends belonging to a quarter."
+    "DAVIS's definition: quarters from rounded edges, both ends belong to a quarter."
     scores = np.random.default_rng(n).random(n)
     edges = (np.round(np.linspace(1, n, 5) + 1e-10) - 1).astype(np.uint8)
     quarters = [scores[edges[i] : edges[i + 1] + 1] for i in range(4)]
@@ -286,7 +292,7 @@ def test_objects_are_scored_by_their_number():
     assert object_scores(true, true, objects=[2])[0].shape == (1, 2)
 
 
-# ---- accuracy and robustness ----------------------------------------------------------------------------------------
+# ---- accuracy and robustness ---------------------------------------------------------------------
 @pytest.mark.parametrize("case", ["video_T6", "video_mixed_T6"])
 def test_reference_accuracy(case):
     for raw in (False, True):
@@ -309,7 +315,7 @@ def test_reference_robustness(case, foreground):
 
 
 def test_bytes_of_a_png_count_as_they_are():
-    "0 and 255: a wrong pixel counts 255 times; where two targets were added, (1 - 2) * 255 is 1 in eight bits; 255 is never 1."
+    "A wrong pixel counts 255 times; (1 - 2) * 255 is 1 in eight bits; 255 is never 1."
     pred, true, fg = (np.zeros((1, 10, 10), np.uint8) for _ in range(3))
     fg[:] = 1
     true[0, 0, :2], true[0, 0, 1] = 1, 2

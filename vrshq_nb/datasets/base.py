@@ -18,6 +18,7 @@ from fastcore.basics import patch
 from pycocotools import mask as coco
 
 from ..files import VRSError, natural_key, reason
+from ..masks import from_rle
 from ..video import IMAGE_KINDS, Video, image_size, load_image
 
 # %% ../../nbs/engine/75_datasets.ipynb #d32b2412
@@ -229,7 +230,7 @@ def rle_mask(
     "One mask. A code that does not fit is a `VRSError`."
     if code.value is None:
         return np.zeros(size, bool)
-    return coco.decode(check_rle(code, size)).astype(bool)
+    return from_rle(check_rle(code, size))
 
 # %% ../../nbs/engine/75_datasets.ipynb #428cc3ec
 def short_name(path: Path, root: Path) -> str:
