@@ -10,11 +10,12 @@ __version__ = "0.1.0"
 __all__ = ["MiniVRS", "Segmentation", "VRSError", "VRSHQ", "Video"]
 
 if TYPE_CHECKING:  # for editors and checkers only; never executed
+    from .files import VRSError
     from .minivrs import MiniVRS
     from .model import VRSHQ, Segmentation
-    from .video import Video, VRSError
+    from .video import Video
 
-_HOME = {"MiniVRS": "minivrs", "Segmentation": "model", "VRSError": "video", "VRSHQ": "model", "Video": "video"}
+_HOME = {"MiniVRS": "minivrs", "Segmentation": "model", "VRSError": "files", "VRSHQ": "model", "Video": "video"}
 
 
 def __getattr__(name):
