@@ -604,7 +604,7 @@ def model_info(
     "What a model is made of and needs, versions, and what it could run on here."
     about, memory = model_files(name), device_memory()
     if video or not about["parameters"]:  # the shapes have to be built
-        from vrshq_nb.describe import describe_model
+        from vrshq_nb.backbones import describe_model
 
         about |= describe_model(name, video or 32)
     fits = {}
@@ -680,7 +680,7 @@ def convert_command(args: Namespace) -> None:
     find_weights(args.checkpoint)
     import torch
 
-    from vrshq_nb.released import convert
+    from vrshq_nb.chatunivi import convert
 
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     print(f"model -> {convert(args.checkpoint, out, dtypes.get(args.dtype), args.clip)}")
@@ -718,7 +718,7 @@ JOBS_HELP = "stages at the same time, each in a process of its own (default: 2)"
 def train_command(args: Namespace) -> None:
     out = Path(args.out).expanduser()
     check_output(out, anything=True)
-    from vrshq_nb.training import STEPS, train_nano
+    from vrshq_nb.train import STEPS, train_nano
     from vrshq_nb.weights import find_device
 
     steps = dict(args.steps or [])
@@ -849,7 +849,7 @@ def evaluate_command(args: Namespace) -> None:
         raise VRSError("--predictions are scored as they are: leave --model and --set out")
     from vrshq_nb.datasets import open_dataset
     from vrshq_nb.evaluate import evaluate
-    from vrshq_nb.report import check_zip, write_zip
+    from vrshq_nb.evaluate import check_zip, write_zip
 
     drawn = {"n": args.n, "seed": args.seed, "size": args.size, "n_frames": args.frames}
     drawn = {name: value for name, value in drawn.items() if value is not None}

@@ -188,14 +188,14 @@ def sample_sheet(
     "Four frames of each clip in a row under its sentence, the targets with a red edge."
     from PIL import Image
 
-    from vrshq_nb.viz import grid, labelled, object_colour, outline_of, resize
+    from vrshq_nb.viz import grid, labelled, object_colour, outline_of, resize_frames
 
     pick, rows = [0, 5, 10, 15], []
     for name, clip, e in clips:
         frames = clip.frames[pick]
         frames[outline_of(clip.masks(e)[pick], 4)] = object_colour(0)
         title = f"{name}: “{e.text}”" + ("" if e.targets else " (nothing of the kind is there)")
-        rows.append(labelled(grid(list(resize(frames, 150, 150)), 4), title))
+        rows.append(labelled(grid(list(resize_frames(frames, 150, 150)), 4), title))
     picture = Image.fromarray(grid(rows, 1, 8))
     return picture.quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
 
