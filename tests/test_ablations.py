@@ -1,4 +1,5 @@
-"""The stored tables of 24_ablations: whole, consistent with the scores beside them, and of the weights in the package."""
+"""The stored tables of the ablations: complete, consistent with the scores beside them, and
+measured with the weights in the package."""
 
 import hashlib
 import json
@@ -167,7 +168,7 @@ def test_the_page_shows_this_file(notebook, stored, root):
         [c["outputs"] for c in notebook["cells"] if c["cell_type"] == "code"], ensure_ascii=False
     )
     assert stored["weights"] in outputs and "measured with these weights" in outputs
-    for split, table, label, row in rows(stored):
+    for _, table, label, row in rows(stored):
         if table == "score":
             assert f"| {label} | {row['referring']['mean']:.3f} " in outputs
     assert (root / "nbs" / "ablations.json").stat().st_size < 200_000

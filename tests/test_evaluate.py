@@ -1,4 +1,5 @@
-"A benchmark run: the reference's numbers, stopping and going on, several processes, tables, report and zip."
+"""A benchmark run: the reference's numbers, interrupting and resuming, several processes, tables,
+report and zip."""
 
 import csv
 import json
@@ -77,7 +78,7 @@ def contents(folder):
     }
 
 
-# ---- the reference evaluator of ReVOS --------------------------------------------------------------------------------
+# ---- the reference evaluator of ReVOS ------------------------------------------------------------
 def rle(mask):
     if mask is None:
         return None
@@ -87,7 +88,7 @@ def rle(mask):
 
 @pytest.fixture
 def awkward(tmp_path):
-    "ReVOS with a nested video name, targets that overlap, null masks and sentences about nothing, and predictions that are awkward, too."
+    "ReVOS with a nested name, overlapping targets, null masks, absent targets; bad predictions."
     rng, (T, H, W), root, predictions = (
         np.random.default_rng(3),
         (4, 40, 52),
@@ -132,7 +133,7 @@ def awkward(tmp_path):
             path = root / "JPEGImages" / name / f"{t}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(rng.integers(0, 255, (H, W, 3), dtype=np.uint8)).save(path)
-        for i, (t, ids) in enumerate(wanted):
+        for i, (_, ids) in enumerate(wanted):
             if name == "gone":
                 continue
             pred = (
@@ -157,7 +158,8 @@ def awkward(tmp_path):
 
 
 def reference(root, predictions):
-    "The reference evaluator, restated: uint8 sums, raw bytes of the PNG files, percentages rounded to two decimals, means by type, the mean of the two."
+    """The reference evaluator, restated: uint8 sums, raw bytes of the files, percentages rounded
+    to two decimals, means by type, the mean of the two."""
     meta = json.loads((root / "meta_expressions_valid_.json").read_text())["videos"]
     masks, fore = (
         json.loads((root / f"{f}.json").read_text()) for f in ("mask_dict", "mask_dict_foreground")
@@ -249,9 +251,9 @@ def test_masks_of_zero_and_one_are_masks_too(awkward, tmp_path):
             assert ours[group][key] == pytest.approx(value, abs=0.005)
 
 
-# ---- predictions -----------------------------------------------------------------------------------------------------
+# ---- predictions ---------------------------------------------------------------------------------
 def test_a_palette_that_begins_with_the_object(tmp_path):
-    "Some programs sort palettes their own way: white first. The colour counts then, not the number."
+    "Some programs write palettes with white first. The color counts then, not the number."
     mask = np.zeros((6, 9), np.uint8)
     mask[2:4, 3:] = 255
     image = Image.fromarray((mask == 0).astype(np.uint8), "P")
@@ -315,7 +317,7 @@ def test_scores_of_one_sentence():
     assert out["R"] == pytest.approx(1 - 0.1 / 4) and out["A_binary"] == pytest.approx(1 - 0.1 / 4)
 
 
-# ---- tables ----------------------------------------------------------------------------------------------------------
+# ---- tables --------------------------------------------------------------------------------------
 def rows(*values):
     "Rows with (video, type, J = F)."
     return [
@@ -374,7 +376,7 @@ def test_still_images_have_two_ious():
     assert image_scores(records) == {"gIoU": 50.0, "cIoU": round(100 * 11 / 30, 4)}
 
 
-# ---- records ---------------------------------------------------------------------------------------------------------
+# ---- records -------------------------------------------------------------------------------------
 def test_a_torn_line_is_no_record(tmp_path):
     path = records_file(tmp_path)
     path.write_bytes(b'{"video": "a/b", "exp_id": "0"}\n{"video": "a/b", "ex')
@@ -419,7 +421,7 @@ def test_mended_predictions_are_scored_again(small, tmp_path):
     assert contents(out) != {} and evaluate(data, out, predictions=masks, progress=False) == again
 
 
-# ---- models ----------------------------------------------------------------------------------------------------------
+# ---- models --------------------------------------------------------------------------------------
 def test_each_video_is_encoded_once(small, model, tmp_path, monkeypatch):
     data, encoded, seen = open_dataset("revos", small), [], []
     encode, see = type(model).encode, model.encoder.see
@@ -440,7 +442,7 @@ def test_each_video_is_encoded_once(small, model, tmp_path, monkeypatch):
 
 
 def test_masks_without_a_record_are_not_made_again(small, model, tmp_path, monkeypatch):
-    "Killed between the masks and their record: the masks are whole, so they only have to be scored."
+    "Killed between the masks and their record: the masks are complete and only have to be scored."
     data, out = open_dataset("revos", small), tmp_path / "out"
     results = evaluate(data, out, model, limit=1, progress=False)
     (path,) = out.glob("scores-*.jsonl")
@@ -530,7 +532,7 @@ def test_a_folder_belongs_to_one_run(small, model, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-# ---- killed, and in two processes ------------------------------------------------------------------------------------
+# ---- killed, and in two processes ----------------------------------------------------------------
 def finished(out):
     return sum(p.read_bytes().count(b"\n") for p in out.glob("scores-*.jsonl"))
 
@@ -625,7 +627,7 @@ def test_two_processes_give_what_one_gives(small, uninterrupted, tmp_path):
     assert contents(out) == contents(uninterrupted)
 
 
-# ---- what is written -------------------------------------------------------------------------------------------------
+# ---- what is written -----------------------------------------------------------------------------
 def test_files_agree_and_the_report_is_self_contained(uninterrupted, small):
     results, data = (
         json.loads((uninterrupted / "results.json").read_text()),
@@ -682,7 +684,7 @@ def test_text_in_the_report_is_text(small, tmp_path):
     assert "&lt;b&gt;the kite&lt;/b&gt;" in page and "<b>" not in page
 
 
-# ---- servers ---------------------------------------------------------------------------------------------------------
+# ---- servers -------------------------------------------------------------------------------------
 def server_set(kind, root):
     "Two videos of a data set whose masks a server keeps."
     base = root / "valid"
@@ -776,7 +778,7 @@ def test_a_model_writes_masks_for_a_server(tmp_path, model):
     assert write_zip(data, tmp_path / "out" / "masks", tmp_path / "x.zip").exists()
 
 
-# ---- Ref-DAVIS17 -----------------------------------------------------------------------------------------------------
+# ---- Ref-DAVIS17 ---------------------------------------------------------------------------------
 @pytest.fixture
 def davis(tmp_path):
     "One video, two objects side by side, eight sentences."
@@ -850,7 +852,7 @@ def test_the_first_of_equals_has_the_pixel():
     assert label_map([a, b])[0].tolist() == [[1, 1, 2]] * 2
 
 
-# ---- the command line ------------------------------------------------------------------------------------------------
+# ---- the command line ----------------------------------------------------------------------------
 def test_minivrs_needs_no_folder(tmp_path, capsys):
     words = [
         "evaluate",
@@ -999,17 +1001,16 @@ def test_stopping_between_sentences_loses_none(small, tmp_path):
         assert len(read_records(tmp_path / "out")) == wanted
 
 
-# ---- other data sets -------------------------------------------------------------------------------------------------
+# ---- other data sets -----------------------------------------------------------------------------
 def test_still_images_with_pixels_that_do_not_count(tmp_path):
     base = tmp_path / "reasonseg" / "val"
     base.mkdir(parents=True)
     for name, left in (("a", 2), ("b", 10)):
         Image.new("RGB", (30, 20)).save(base / f"{name}.jpg")
-        square = lambda x: [[x, 5], [x + 7, 5], [x + 7, 12], [x, 12]]
-        shapes = [
-            {"label": "target", "points": square(left)},
-            {"label": "ignore", "points": square(20)},
-        ]
+        shapes = []
+        for label, x in (("target", left), ("ignore", 20)):
+            points = [[x, 5], [x + 7, 5], [x + 7, 12], [x, 12]]
+            shapes.append({"label": label, "points": points})
         (base / f"{name}.json").write_text(
             json.dumps({"shapes": shapes, "text": [f"what is {name}?"], "is_sentence": True})
         )
@@ -1038,12 +1039,18 @@ class Mine(VRSDataset):
     "Pictures <video>_<frame>.png, whose red things are the answer."
     name = "mine"
     def read(self):
-        names = sorted({p.stem.split("_")[0] for p in self.root.glob("*.png")})
-        frames = lambda v: tuple(sorted(p.stem.split("_")[1] for p in self.root.glob(f"{v}_*.png")))
-        return {v: VideoEntry(v, frames(v), {"0": Sample(v, "0", "the red thing", 0, ("red",))}) for v in names}
-    def frame_file(self, video, frame): return self.root / f"{video}_{frame}.png"
+        videos = {}
+        for v in sorted({p.stem.split("_")[0] for p in self.root.glob("*.png")}):
+            frames = tuple(sorted(p.stem.split("_")[1] for p in self.root.glob(f"{v}_*.png")))
+            videos[v] = VideoEntry(v, frames, {"0": Sample(v, "0", "the red thing", 0, ("red",))})
+        return videos
+
+    def frame_file(self, video, frame):
+        return self.root / f"{video}_{frame}.png"
+
     def object_masks(self, video, object_id):
-        return np.stack([np.asarray(Image.open(self.frame_file(video, f)))[..., 0] > 200 for f in self.videos[video].frames])
+        files = [self.frame_file(video, f) for f in self.videos[video].frames]
+        return np.stack([np.asarray(Image.open(f))[..., 0] > 200 for f in files])
 """)
     (tmp_path / "set").mkdir()
     for v in ("a", "b"):
@@ -1074,7 +1081,7 @@ class Mine(VRSDataset):
     assert "referring" in capsys.readouterr().out
 
 
-# ---- what is no fault of a prediction ends the run -------------------------------------------------------------------
+# ---- what is no fault of a prediction ends the run -----------------------------------------------
 def test_a_place_that_cannot_be_written_is_no_score(small, model, tmp_path, monkeypatch):
     from vrshq_nb import evaluate as module
 
@@ -1102,12 +1109,13 @@ def test_a_truth_that_is_missing_is_no_score(davis, tmp_path):
         )
     first = data.root / "valid" / "Annotations" / "v" / "00000.png"
     first.rename(tmp_path / "kept.png")
-    run_it = lambda: evaluate(
-        open_dataset("ref-davis17", data.root),
-        tmp_path / "out",
-        predictions=tmp_path / "masks",
-        progress=False,
-    )
+
+    def run_it():
+        data_again = open_dataset("ref-davis17", data.root)
+        return evaluate(
+            data_again, tmp_path / "out", predictions=tmp_path / "masks", progress=False
+        )
+
     with pytest.raises(VRSError, match="00000.png"):
         run_it()
     (tmp_path / "kept.png").rename(first)
