@@ -10,7 +10,7 @@ import torch
 
 from vrshq_nb import VRSHQ, MiniVRS
 from vrshq_nb.metrics import bootstrap_interval, j_and_f
-from vrshq_nb.model import find_weights
+from vrshq_nb.folders import find_weights
 
 USED = {5, 100, 300, 301, 400, 1000, 2000}  # seeds of training, of the scores and of the diagnosis
 GROUPS = {"referring": (0,), "reasoning": (1,), "overall": (0, 1), "absent": (2,)}

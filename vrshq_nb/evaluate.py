@@ -25,7 +25,7 @@ from accelerate import PartialState
 from PIL import Image
 from tqdm.auto import tqdm
 
-from .datasets import RefDAVIS17, Sample, VRSDataset
+from .datasets import RefDAVIS17, ExpressionSample, VRSDataset
 from vrshq_nb.metrics import (
     accuracy,
     bootstrap_interval,
@@ -88,7 +88,7 @@ def has_label_maps(
 def prediction_folder(
     folder: Path,  # of all predictions
     data: VRSDataset,
-    sample: Sample,
+    sample: ExpressionSample,
 ) -> Path:
     "Where the pictures of a sentence are."
     if has_label_maps(folder, data):
@@ -99,7 +99,7 @@ def prediction_folder(
 def read_prediction(
     folder: Path,  # of all predictions
     data: VRSDataset,
-    sample: Sample,
+    sample: ExpressionSample,
 ) -> np.ndarray:  # uint8 (T, H, W), the values of the files
     """The predicted masks of a sentence. `UnusablePrediction` where they cannot be scored: missing,
     broken, of another size."""
@@ -141,7 +141,7 @@ def score_masks(
     return pixels | {k: float(np.mean(v)) for k, v in scores.items()}
 
 # %% ../nbs/engine/79_evaluate.ipynb #1e12974e
-def missed_pixels(data: VRSDataset, sample: Sample) -> dict[str, int]:
+def missed_pixels(data: VRSDataset, sample: ExpressionSample) -> dict[str, int]:
     "Intersection and union of a missing prediction: no pixel is shared, all target pixels count."
     void, true = data.void(sample), data.masks(sample)
     if void is not None:
@@ -151,7 +151,7 @@ def missed_pixels(data: VRSDataset, sample: Sample) -> dict[str, int]:
 # %% ../nbs/engine/79_evaluate.ipynb #51fd07ad
 def make_record(
     data: VRSDataset,
-    sample: Sample,
+    sample: ExpressionSample,
     masks: Callable[[], np.ndarray],  # uint8 (T, H, W); may raise `UnusablePrediction`
     foreground: Callable[[], np.ndarray],  # bool (T, H, W)
 ) -> dict[str, Any]:  # ready for json
@@ -263,18 +263,22 @@ class FolderSource:
 
     folder: Path
 
-    def files(self, data: VRSDataset, sample: Sample) -> list[int]:
+    def files(self, data: VRSDataset, sample: ExpressionSample) -> list[int]:
         "Number, bytes and newest change (nanoseconds) of the files of a sentence."
         paths = prediction_folder(self.folder, data, sample).glob("**/*.png")
         stats = [f.stat() for f in paths]
         newest = max((s.st_mtime_ns for s in stats), default=0)
         return [len(stats), sum(s.st_size for s in stats), newest]
 
-    def finished(self, data: VRSDataset, sample: Sample, record: Mapping[str, Any]) -> bool:
+    def finished(
+        self, data: VRSDataset, sample: ExpressionSample, record: Mapping[str, Any]
+    ) -> bool:
         "Whether there was a prediction, and its files have not changed."
         return "problem" not in record and record.get("files") == self.files(data, sample)
 
-    def records(self, data: VRSDataset, video: str, samples: Sequence[Sample]) -> Iterator[dict]:
+    def records(
+        self, data: VRSDataset, video: str, samples: Sequence[ExpressionSample]
+    ) -> Iterator[dict]:
         "A record for each sentence; the video's foreground is read once, and only if it is needed."
         foreground = cache(partial(data.foreground, video))
         for s in samples:
@@ -291,7 +295,9 @@ class ModelSource:
     folder: Path  # for the PNG files
     options: dict[str, Any]  # of `VRSHQ.segment`
 
-    def finished(self, data: VRSDataset, sample: Sample, record: Mapping[str, Any]) -> bool:
+    def finished(
+        self, data: VRSDataset, sample: ExpressionSample, record: Mapping[str, Any]
+    ) -> bool:
         "Whether there was a prediction."
         return "problem" not in record
 
@@ -303,7 +309,7 @@ class ModelSource:
         return shared
 
     def predict(
-        self, data: VRSDataset, sample: Sample, shared: Callable[[], EncodedVideo]
+        self, data: VRSDataset, sample: ExpressionSample, shared: Callable[[], EncodedVideo]
     ) -> np.ndarray:
         "The values of a sentence's mask files, uint8 (T, H, W); files that are not there are made."
         place = self.folder / sample.video / sample.exp_id
@@ -315,7 +321,9 @@ class ModelSource:
             write_masks(masks, place, data.videos[sample.video].frames)
         return read_prediction(self.folder, data, sample)
 
-    def records(self, data: VRSDataset, video: str, samples: Sequence[Sample]) -> Iterator[dict]:
+    def records(
+        self, data: VRSDataset, video: str, samples: Sequence[ExpressionSample]
+    ) -> Iterator[dict]:
         "A record for each sentence; the video is encoded once, and only if it is needed."
         shared = cache(partial(self.encode, data, video))
         foreground = cache(partial(data.foreground, video))
@@ -346,7 +354,7 @@ def torch_threads(
 # %% ../nbs/engine/79_evaluate.ipynb #ef67ac27
 def open_samples(
     data: VRSDataset, video: str, source: FolderSource | ModelSource, done: Records
-) -> list[Sample]:
+) -> list[ExpressionSample]:
     "The sentences about a video that have no valid record."
     samples = []
     for s in data.videos[video].samples.values():
