@@ -179,10 +179,3 @@ class TokenProjection(nn.Sequential):
         D: int,  # width of the mask decoder's prompts
     ) -> None:
         super().__init__(nn.Linear(d, d), nn.ReLU(), nn.Linear(d, D))
-
-# %% ../nbs/10_tokens.ipynb #7e3907a1
-def __getattr__(name: str) -> object:
-    "Temporary: names that moved to `nano`, until every page imports them from there."
-    from vrshq_nb import nano
-
-    return getattr(nano, name)
