@@ -1,42 +1,31 @@
 """MiniVRS: cartoon clips with exact masks, and sentences that are true by construction."""
 
+# `import x as x`: used by other modules of this package, not part of its public names.
 from .data import SPLITS, Clip, MiniVRS, make_clip, write_revos
+from .data import encode_mask as encode_mask
 from .scenes import OCCLUDERS, SCENES, add_occluder, add_scene, draw_occluder, draw_scene
-from .sentences import (
-    FACTS,
-    FAMILIES,
-    LOOKS,
-    RESTRICTORS,
-    Expression,
-    Record,
-    Restrictor,
-    draw_expressions,
-)
+from .sentences import FACTS, LOOKS, RESTRICTORS, Expression, Restrictor, draw_expressions
+from .sentences import FAMILIES as FAMILIES
+from .sentences import Record as Record
+from .sentences import try_expression as try_expression
+from .sentences import wording as wording
 from .sprites import COLOURS, SPRITES, Pen, add_sprite, draw_sprite
-from .world import (
-    KINDS,
-    MOTIONS,
-    SIZES,
-    Kind,
-    Thing,
-    World,
-    add_motion,
-    held_out,
-    make_world,
-    render_world,
-)
+from .world import KINDS, MOTIONS, Kind, add_motion, held_out, make_world, render_world
+from .world import SIZES as SIZES
+from .world import Thing as Thing
+from .world import World as World
+from .world import paste as paste
+from .world import sprite as sprite
 
 __all__ = [
     "COLOURS",
     "FACTS",
-    "FAMILIES",
     "KINDS",
     "LOOKS",
     "MOTIONS",
     "OCCLUDERS",
     "RESTRICTORS",
     "SCENES",
-    "SIZES",
     "SPLITS",
     "SPRITES",
     "Clip",
@@ -44,10 +33,7 @@ __all__ = [
     "Kind",
     "MiniVRS",
     "Pen",
-    "Record",
     "Restrictor",
-    "Thing",
-    "World",
     "add_motion",
     "add_occluder",
     "add_scene",

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SPLITS', 'Clip', 'make_clip', 'MiniVRS', 'write_revos']
 
-# %% ../../nbs/engine/70_minivrs.ipynb #a7fa3420
+# %% ../../nbs/engine/70_minivrs.ipynb #7b142c77
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
 from PIL import Image
-from pycocotools import mask as coco
 
 from .sentences import Expression, Record, draw_expressions
 from .sprites import unknown_name
@@ -61,7 +60,7 @@ class Clip:
             f"Clip {self.name}: {frames} frames of {width}x{height}, {self.world.scene}, {counts}"
         )
 
-# %% ../../nbs/engine/70_minivrs.ipynb #747407cc
+# %% ../../nbs/engine/70_minivrs.ipynb #0c8f8d66
 SPLITS = {"train": 0, "val": 1, "compose": 2, "phrase": 3, "long": 4}
 
 # %% ../../nbs/engine/70_minivrs.ipynb #f4bac64d
@@ -134,17 +133,9 @@ def encode_mask(
     mask: np.ndarray,  # bool (H, W)
 ) -> dict | None:  # {"size": [H, W], "counts": text}; None for an empty mask
     "A mask as COCO run-length code, fit for JSON."
-    if not mask.any():
-        return None
-    code = coco.encode(np.asfortranarray(mask, np.uint8))
-    return {"size": [int(n) for n in code["size"]], "counts": code["counts"].decode()}
+    from vrshq_nb.masks import to_rle  # imports torch, which drawing does not need
 
-
-def decode_mask(
-    code: dict,  # of `encode_mask`, not None
-) -> np.ndarray:  # bool (H, W)
-    "A mask from its run-length code."
-    return coco.decode({**code, "counts": code["counts"].encode()}).astype(bool)
+    return to_rle(mask) if mask.any() else None
 
 # %% ../../nbs/engine/70_minivrs.ipynb #872b906b
 def clip_masks(clip: Clip) -> tuple[list[list[dict | None]], dict]:
@@ -221,7 +212,7 @@ def write_revos(
             (aside / f"{name}.json").write_text(json.dumps(content))
     return folder
 
-# %% ../../nbs/engine/70_minivrs.ipynb #a10287d9
+# %% ../../nbs/engine/70_minivrs.ipynb #cb7dd625
 @patch
 def save(
     self: MiniVRS,

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SCENES', 'OCCLUDERS', 'add_scene', 'draw_scene', 'add_occluder', 'draw_occluder']
 
-# %% ../../nbs/engine/67_scenes.ipynb #7a14f8ad
+# %% ../../nbs/engine/67_scenes.ipynb #8432f0a8
 from collections.abc import Callable
 
 import numpy as np
@@ -263,7 +263,7 @@ def add_occluder(
     OCCLUDERS[draw.__name__] = draw
     return draw
 
-# %% ../../nbs/engine/67_scenes.ipynb #e067902f
+# %% ../../nbs/engine/67_scenes.ipynb #6c34cc3c
 OCCLUDER_COLOURS = dict(tree=(112, 130, 98), wall=(150, 132, 122), cloud=(206, 211, 214))
 
 # %% ../../nbs/engine/67_scenes.ipynb #6e54426f

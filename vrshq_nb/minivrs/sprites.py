@@ -82,7 +82,7 @@ def smooth_curve(
     curve = curve.reshape(-1, 2)
     return curve if closed else np.concatenate([curve, p[-1:]])
 
-# %% ../../nbs/engine/66_sprites.ipynb #b7201fba
+# %% ../../nbs/engine/66_sprites.ipynb #c0e10e03
 @lru_cache(maxsize=None)
 def read_points(
     text: str,  # "x,y x,y ...", as in the SVG attribute `points`
@@ -113,7 +113,7 @@ def rotation(
     c, s = np.cos(angle), np.sin(angle)
     return np.array([[c, s], [-s, c]])
 
-# %% ../../nbs/engine/66_sprites.ipynb #e401e1a5
+# %% ../../nbs/engine/66_sprites.ipynb #db00bb1d
 class Part(NamedTuple):
     "One shape of a drawing, in unit coordinates: x to the right, y down."
 
@@ -155,7 +155,7 @@ class Pen:
         "Record a filled rectangle."
         self.polygon(tag, [(x0, y0), (x1, y0), (x1, y1), (x0, y1)])
 
-# %% ../../nbs/engine/66_sprites.ipynb #f3c14288
+# %% ../../nbs/engine/66_sprites.ipynb #98c09fc0
 @patch
 def ellipse(
     self: Pen,
@@ -215,7 +215,7 @@ def wheel(self: Pen, x: float, y: float, r: float, angle: float) -> None:
         dx, dy = 0.5 * r * np.cos(a), 0.5 * r * np.sin(a)
         self.line("ink", 0.15 * r, [(x - dx, y - dy), (x + dx, y + dy)])
 
-# %% ../../nbs/engine/66_sprites.ipynb #2657a5f4
+# %% ../../nbs/engine/66_sprites.ipynb #2f3f46f5
 @patch
 def turn(
     self: Pen,
