@@ -23,7 +23,7 @@ from vrshq_nb.nano import (
 )
 from vrshq_nb.tokens import SEG, TAK
 from vrshq_nb.transforms import signed_square
-from vrshq_nb.weights import find_weights
+from vrshq_nb.folders import find_weights
 
 TEXTS = [
     "the red kite",

@@ -39,6 +39,7 @@ from transformers import (
 )
 
 from .files import VRSError, atomic_path, explain
+from .folders import read_config
 from .mdp import sam2_from_config
 from .protocols import Parts
 from .scorer import clip_tokenize, scorer_from_config
@@ -53,7 +54,6 @@ from vrshq_nb.tokens import (
     temporal_prompt,
 )
 from .transforms import signed_square
-from .folders import read_config
 from .weights import check_state, own_state, packed_state
 
 # %% ../nbs/engine/71_nano.ipynb #b167b18c

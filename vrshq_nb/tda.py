@@ -52,7 +52,7 @@ def frame_weights(
     temperature: float = 1.0,  # divides the similarities: small is peaky, large is flat
     how: str = "softmax",  # one of `FORMS`; "softmax" is the paper's
 ) -> Tensor:  # (T',), not negative, sums to 1
-    "How much each frame counts: the λ of VRS-HQ (section 3.1), and its variants."
+    "How much each frame counts: the λ of VRS-HQ (section 3), and its variants."
     if not (math.isfinite(temperature) and temperature > 0):
         raise VRSError(f"temperature must be a finite number > 0, got {temperature}")
     if how not in FORMS:
@@ -63,7 +63,8 @@ def frame_weights(
     if how == "max":
         return F.one_hot(cos.argmax(), len(cos)).to(cos)
     if how == "attention":
-        return (seg @ tak[0] / seg.shape[1] ** 0.5 / temperature).softmax(0)
+        scale: float = seg.shape[1] ** 0.5
+        return (seg @ tak[0] / scale / temperature).softmax(0)
     return (cos[:, None] / temperature).softmax(0)[:, 0]  # a column: see section 5
 
 # %% ../nbs/11_tda.ipynb #23549a8a
