@@ -7,7 +7,8 @@ __all__ = ['IMAGENET_MEAN', 'IMAGENET_STD', 'CLIP_MEAN', 'CLIP_STD', 'check_fram
            'normalize']
 
 # %% ../nbs/engine/61_transforms.ipynb #a61f0008
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from PIL import Image
@@ -17,6 +18,8 @@ from vrshq_nb.files import VRSError
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+Frames: TypeAlias = "np.ndarray | Tensor | Sequence[np.ndarray]"
 
 # %% ../nbs/engine/61_transforms.ipynb #a61f0010
 def frames_fault(
@@ -41,7 +44,7 @@ def frames_fault(
 
 # %% ../nbs/engine/61_transforms.ipynb #fec851dd
 def check_frames(
-    frames,  # array, tensor or list; uint8 (T, H, W, 3)
+    frames: Frames,  # uint8 (T, H, W, 3): array, tensor or list
 ) -> np.ndarray:  # the same frames, not copied unless they were a list or on a GPU
     "Frames as a NumPy array; a `VRSError` that says what to change where they are not uint8 RGB."
     if hasattr(frames, "detach"):
@@ -53,7 +56,7 @@ def check_frames(
 
 # %% ../nbs/engine/61_transforms.ipynb #a61f0012
 def frames_tensor(
-    frames,  # array, tensor or list; uint8 (n, H, W, 3)
+    frames: Frames,  # array, tensor or list; uint8 (n, H, W, 3)
 ) -> "Tensor":  # uint8 (n, 3, H, W), on the device where they were
     "Checked frames as a tensor, not copied where that is possible; `VRSError` for anything else."
     import torch
@@ -80,7 +83,7 @@ def resize_images(
 
 # %% ../nbs/engine/61_transforms.ipynb #a61f0021
 def to_square(
-    frames,  # uint8 (n, H, W, 3), array or tensor
+    frames: Frames,  # uint8 (n, H, W, 3), array or tensor
     size: int,  # side S of the square, pixels
     how: str = "bicubic",  # or "bilinear"
 ) -> "Tensor":  # uint8 (n, 3, S, S) on the CPU, where bytes can be resized
@@ -90,7 +93,7 @@ def to_square(
 
 # %% ../nbs/engine/61_transforms.ipynb #a61f0025
 def center_crop(
-    frames,  # uint8 (n, H, W, 3), array or tensor
+    frames: Frames,  # uint8 (n, H, W, 3), array or tensor
     size: int,  # side S of the square, pixels
     pil: bool = False,  # resize with PIL itself, see `pil_resize`
 ) -> "Tensor":  # float (n, 3, S, S) from 0 to 1
@@ -107,7 +110,7 @@ def center_crop(
 
 # %% ../nbs/engine/61_transforms.ipynb #a61f0028
 def limit_side(
-    frames,  # uint8 (n, H, W, 3), array or tensor
+    frames: Frames,  # uint8 (n, H, W, 3), array or tensor
     side: int,  # pixels
 ) -> "Tensor":  # uint8 (n, 3, h, w), the longer side at most `side`
     "Frames no larger than `side`, in their proportions; smaller ones are not enlarged."
@@ -120,7 +123,7 @@ def limit_side(
 
 # %% ../nbs/engine/61_transforms.ipynb #a61f0031
 def signed_square(
-    frames,  # uint8 (n, H, W, 3), array or tensor
+    frames: Frames,  # uint8 (n, H, W, 3), array or tensor
     size: int,  # side S of the square, pixels
 ) -> "Tensor":  # float (n, 3, S, S) from -1 to 1
     "The whole frame in a square, resized in floats (bilinear), as nano's vision tower was trained."
@@ -143,7 +146,7 @@ def pil_images(
 
 
 def pil_resize(
-    frames,  # uint8 (n, H, W, 3), array or tensor
+    frames: Frames,  # uint8 (n, H, W, 3), array or tensor
     height: int,  # pixels
     width: int,  # pixels
     how: str = "bilinear",  # or "bicubic"

@@ -39,11 +39,11 @@ def as_numbers(
     if indices is None:
         indices = slice(None)
     if isinstance(indices, slice):
-        indices = range(*indices.indices(n_frames))
-    if isinstance(indices, Real):
-        indices = [indices]
+        return np.arange(n_frames)[indices]
+    if isinstance(indices, (int, float)) or hasattr(indices, "__array__"):
+        return np.asarray(indices).reshape(-1)
     try:
-        return np.asarray(indices if hasattr(indices, "__array__") else list(indices)).reshape(-1)
+        return np.asarray(list(indices)).reshape(-1)
     except (TypeError, ValueError):
         return np.zeros(1)
 
@@ -128,7 +128,8 @@ def palette_graph(
     from av.filter import Graph
 
     g = Graph()
-    source = g.add_buffer(width=width, height=height, format="rgb24", time_base=1 / rate)
+    kind: Any = "rgb24"  # PyAV's stubs ask for a `VideoFormat`, its code takes both
+    source = g.add_buffer(width=width, height=height, format=kind, time_base=1 / rate)
     split, colours = g.add("split"), g.add("palettegen", "stats_mode=single")
     use, sink = g.add("paletteuse", "new=1:dither=none"), g.add("buffersink")
     source.link_to(split)
@@ -314,7 +315,7 @@ class Reader(Protocol):
 class ArrayReader:
     "Frames that are in memory already."
 
-    fps = None  # an array does not say
+    fps: float | None = None  # an array does not say
 
     def __init__(
         self,
@@ -372,7 +373,7 @@ IMAGE_KINDS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 class FolderReader:
     "A folder of pictures in natural order, or one picture: a frame a file."
 
-    fps = None
+    fps: float | None = None
 
     def __init__(
         self,
@@ -471,7 +472,9 @@ def probe(
         raise broken(path, e) from e
 
 # %% ../nbs/engine/62_video.ipynb #92dfc07d
-def frame_time(item: "av.Packet | av.VideoFrame") -> int:  # in ticks of the file
+def frame_time(
+    item: Any,  # av.Packet or av.VideoFrame
+) -> int:  # in ticks of the file
     "When a frame is shown; where the file does not say, when it is decoded."
     return item.dts if item.pts is None else item.pts
 
@@ -540,7 +543,8 @@ class DecordReader:
         import decord
 
         info = info or probe(path)
-        self.path, self.info, self.spare = path, info, None
+        self.path, self.info = path, info
+        self.spare: AVReader | None = None
         self.height, self.width, self.fps = info["height"], info["width"], info["fps"]
         decord.logging.set_level(decord.logging.QUIET)  # else FFmpeg writes to standard error
         self.decord = decord.VideoReader(str(path), num_threads=1)
@@ -660,12 +664,9 @@ class Video:
             part = list(range(i, min(i + size, len(self))))
             yield part, self.frames(part)
 
-# %% ../nbs/engine/62_video.ipynb #a6200006
-@patch
-def __iter__(self: Video) -> Iterator[np.ndarray]:
-    "Frame by frame, uint8 (H, W, 3)."
-    for _, frames in self.chunks():
-        yield from frames
+    def __iter__(self) -> Iterator[np.ndarray]:
+        for _, frames in self.chunks():
+            yield from frames
 
 # %% ../nbs/engine/62_video.ipynb #a6200007
 @patch

@@ -59,11 +59,11 @@ def stage_box(
     edge, face = ("#1d78d2", "#1d78d2") if on else ("#9aa5b1", "#eef1f5")
     style = "round,pad=0,rounding_size=.06"
     ax.add_patch(FancyBboxPatch((x, 0.3), width, 0.4, boxstyle=style, lw=1.2, fc=face, ec=edge))
-    font = dict(fontsize=9, color="white" if on else "#222", weight="bold" if on else "normal")
-    ax.text(x + width / 2, 0.5, label, ha="center", va="center", **font)
+    text = ax.text(x + width / 2, 0.5, label, ha="center", va="center", fontsize=9)
+    text.set(color="white" if on else "#222", weight="bold" if on else "normal")
     if number:
-        font = dict(fontsize=8, color="#666")
-        ax.text(x + width / 2, 0.24, f"notebook {number}", ha="center", va="top", **font)
+        below = f"notebook {number}"
+        ax.text(x + width / 2, 0.24, below, ha="center", va="top", fontsize=8, color="#666")
 
 
 def stage_arrow(
