@@ -22,6 +22,7 @@ from transformers import AutoTokenizer
 
 from vrshq_nb.chatunivi import MERGE_LEVELS, ChatUniViEncoder, PaddedPredictor, empty_weights
 from vrshq_nb.files import VRSError, atomic_path, explain
+from vrshq_nb.folders import find_weights
 from vrshq_nb.llama_tokenizer import LegacyLlamaTokenizer
 from vrshq_nb.mdp import sam2_from_config
 from vrshq_nb.nano import as_module, current_name
@@ -33,7 +34,7 @@ from vrshq_nb.scorer import (
     load_transformers_scorer,
     transformers_scorer,
 )
-from vrshq_nb.weights import check_state, find_device, find_weights, own_state, packed_state
+from vrshq_nb.weights import check_state, find_device, own_state, packed_state
 
 # %% ../nbs/engine/87_released.ipynb #bfa8ac20
 class LazyScorer(nn.Module):
