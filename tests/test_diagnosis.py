@@ -1,4 +1,4 @@
-"""Where the points are lost: the counting is right, and the ways differ only in what they replace."""
+"""Where the points are lost: counting is right, variants differ in what they replace."""
 
 import numpy as np
 import pytest
@@ -6,19 +6,19 @@ import torch
 
 from vrshq_nb import VRSHQ, MiniVRS
 from vrshq_nb.diagnosis import (
-    WAYS,
+    VARIANTS,
     Case,
     all_frame_tokens,
     diagnose,
     diagnosis,
-    fate,
-    fates_by_distance,
+    covered_object,
     load_teacher,
-    mean_of,
-    owners,
-    right_object,
+    outcomes,
+    outcomes_by_distance,
+    right_at_keyframe,
 )
-from vrshq_nb.video import VRSError
+from vrshq_nb.files import VRSError
+from vrshq_nb.training import mean_interval
 
 
 @pytest.fixture(scope="module")
@@ -40,38 +40,38 @@ def case(model, teacher):
     )
 
 
-def test_the_owner_is_the_thing_that_is_covered_most():
+def test_the_object_that_is_covered_most():
     ids = np.zeros((4, 6, 6), np.uint8)
     ids[:, :3, :3], ids[:, 3:, 3:] = 1, 2
     masks = np.zeros_like(ids, bool)
     masks[0, :3, :3] = True
     masks[1, 3:, 2:] = True
     masks[2, :3, 3:] = True
-    assert owners(masks, ids).tolist() == [0, 1, -1, -2]
+    assert covered_object(masks, ids).tolist() == [0, 1, -1, -2]
 
 
-def test_fates_are_told_where_the_target_is_in_view(case):
-    everything = fate(case, case.true)
+def test_outcomes_are_named_where_the_target_is_visible(case):
+    everything = outcomes(case, case.true)
     assert set(everything[case.true.any((1, 2))]) == {"right"} and set(
         everything[~case.true.any((1, 2))]
     ) <= {""}
-    nothing = fate(case, np.zeros_like(case.true))
+    nothing = outcomes(case, np.zeros_like(case.true))
     assert set(nothing) <= {"lost", ""}
     others = case.clip.foreground & ~case.true
-    assert "right" not in fate(case, others)
+    assert "right" not in outcomes(case, others)
 
 
-def test_the_pipeline_is_segment_and_every_way_gives_masks(case):
+def test_the_pipeline_is_segment_and_every_variant_gives_masks(case):
     assert np.array_equal(
-        WAYS["pipeline"](case), case.model.segment(case.clip.frames, case.expression.text).masks
+        VARIANTS["pipeline"](case), case.model.segment(case.clip.frames, case.expression.text).masks
     )
-    for way in WAYS.values():
-        masks = way(case)
+    for variant in VARIANTS.values():
+        masks = variant(case)
         assert masks.shape == case.true.shape and masks.dtype == bool
 
 
 def test_the_truth_on_its_frame_is_kept(case):
-    masks = WAYS["true mask, best frame"](case)
+    masks = VARIANTS["true mask, best frame"](case)
     t = case.best_frame
     assert (masks[t] & case.true[t]).sum() / (masks[t] | case.true[t]).sum() > 0.5
     assert case.true[t].sum() == case.true.sum((1, 2)).max()
@@ -85,22 +85,24 @@ def test_every_frame_gets_a_token_of_its_own(case):
 
 def test_the_table_adds_up(model, teacher):
     clip = MiniVRS("val", n=4, seed=31, n_expressions=3)[0]
-    few = {k: WAYS[k] for k in ("pipeline", "random keyframe")}
+    few = {k: VARIANTS[k] for k in ("pipeline", "random keyframe")}
     rows = diagnose(model, teacher, [clip], few)
     n = sum(bool(e.targets) for e in clip.expressions)
     out = diagnosis(rows)
     assert len(rows) == 2 * n and out["table"]["pipeline"]["all"]["n"] == n
     assert out["table"]["pipeline"]["all"]["JF"] == pytest.approx(
-        np.mean([r["JF"] for r in rows if r["way"] == "pipeline"])
+        np.mean([r["JF"] for r in rows if r["variant"] == "pipeline"])
     )
-    assert 0 <= out["right"]["all"] <= 1 and mean_of(rows, way="random keyframe")["n"] == n
+    assert (
+        0 <= out["right"]["all"] <= 1 and mean_interval(rows, variant="random keyframe")["n"] == n
+    )
     assert diagnose(model, teacher, [clip], few) == rows  # the same random keyframes
 
 
-def test_fates_by_distance_counts_frames():
-    row = dict(keyframe=1, fate=["right", "right", "neighbour", ""])
-    out = fates_by_distance(
-        [row, dict(keyframe=0, fate=["lost", "right", "right", "right"])], most=3
+def test_outcomes_by_distance_count_frames():
+    row = dict(keyframe=1, outcomes=["right", "right", "neighbour", ""])
+    out = outcomes_by_distance(
+        [row, dict(keyframe=0, outcomes=["lost", "right", "right", "right"])], most=3
     )
     assert (
         out["right"][0] == 1
@@ -108,7 +110,7 @@ def test_fates_by_distance_counts_frames():
         and out["neighbour"][1] == 0.5
         and sum(v[2] for v in out.values()) == 0
     )
-    assert right_object([row, dict(keyframe=0, fate=["lost"])]) == 0.5
+    assert right_at_keyframe([row, dict(keyframe=0, outcomes=["lost"])]) == 0.5
 
 
 def test_a_model_without_a_teacher(tmp_path, model):
