@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from vrshq_nb import cli
-from vrshq_nb.video import Video, VRSError, write_video
+from vrshq_nb.video import Video, write_video
+from vrshq_nb.files import VRSError
 
 PROGRAM = [sys.executable, "-c", "from vrshq_nb.cli import main; raise SystemExit(main())"]
 SAMPLE_NAMES = [s.name for s in cli.SAMPLES]
@@ -259,7 +260,7 @@ def test_segment_prints_one_json_document(here):
         and isinstance(record["answer"], str)
         and all(v >= 0 for v in record["timings"].values())
     )
-    from vrshq_nb.model import load_masks
+    from vrshq_nb.masks import load_masks
 
     saved = load_masks("out.json")
     assert (
@@ -345,7 +346,7 @@ def test_short_and_odd_videos(shape, here, capsys):
     for t, frame in enumerate(frames_of(*shape)):
         Image.fromarray(frame).save(folder / f"{t}.png")
     assert cli.main(["segment", str(folder), "the square", "-o", "out.json"]) == 0
-    from vrshq_nb.model import load_masks
+    from vrshq_nb.masks import load_masks
 
     assert load_masks("out.json").shape == shape
     assert cli.main(["segment", str(folder), "the square", "-o", "out.mp4"]) == 0

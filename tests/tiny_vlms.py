@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from vrshq_nb.backbones import TINY, answer_loss, from_backbones, tiny_vlm
 from vrshq_nb.minivrs import MiniVRS
 from vrshq_nb.tda import tda
-from vrshq_nb.train import bce_loss, dice_loss, object_loss
+from vrshq_nb.losses import bce_loss, dice_loss, object_loss
 
 FAMILIES = tuple(TINY)
 SCRATCH = TemporaryDirectory(prefix="tiny_vlms_")

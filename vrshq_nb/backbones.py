@@ -34,8 +34,11 @@ from torch.overrides import TorchFunctionMode
 
 # %% ../nbs/30_backbones.ipynb #26743841
 from .mdp import TokenPredictor, sam2_from_config
-from .model import VRSHQ, check_state, find_device, find_weights, own_state, packed_state
-from .tks import FrameTextScorer, candidate_frames, scorer_from_config, scorer_pretrained
+from .model import VRSHQ
+from .weights import check_state, find_device, own_state, packed_state
+from .folders import find_weights
+from .scorer import FrameTextScorer, scorer_from_config, scorer_pretrained
+from .tks import candidate_frames
 from vrshq_nb.tokens import (
     IMAGE,
     SEG,
@@ -47,7 +50,7 @@ from vrshq_nb.tokens import (
     gather_tokens,
     temporal_prompt,
 )
-from .video import VRSError, atomic_path
+from .files import VRSError, atomic_path
 
 # %% ../nbs/30_backbones.ipynb #e3ca3394
 def tiny_tokenizer(

@@ -680,7 +680,7 @@ def convert_command(args: Namespace) -> None:
     find_weights(args.checkpoint)
     import torch
 
-    from vrshq_nb.chatunivi import convert
+    from vrshq_nb.released import convert
 
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     print(f"model -> {convert(args.checkpoint, out, dtypes.get(args.dtype), args.clip)}")
@@ -718,7 +718,7 @@ JOBS_HELP = "stages at the same time, each in a process of its own (default: 2)"
 def train_command(args: Namespace) -> None:
     out = Path(args.out).expanduser()
     check_output(out, anything=True)
-    from vrshq_nb.train import STEPS, train_nano
+    from vrshq_nb.training import STEPS, train_nano
     from vrshq_nb.weights import find_device
 
     steps = dict(args.steps or [])

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from vrshq_nb.files import VRSError
 from vrshq_nb.minivrs import FAMILIES, Clip, Expression
-from vrshq_nb.model import VRSHQ, EncodedVideo, Segmentation, find_weights, read_tokens
+from vrshq_nb.model import VRSHQ, EncodedVideo, Segmentation, read_tokens
+from vrshq_nb.folders import find_weights
 from vrshq_nb.nano_teacher import QueryPart, Teacher, sentence_query
 from vrshq_nb.tda import tda
 from vrshq_nb.training import mean_interval, sentence_row

@@ -32,7 +32,7 @@ from vrshq_nb.minivrs import (
     sprite,
     wording,
 )
-from vrshq_nb.sprites import SCENES, draw_scene
+from vrshq_nb.minivrs.scenes import SCENES, draw_scene
 
 # %% ../nbs/engine/81_nano_teacher.ipynb #ec959bfc
 ENCODER_SIZES: dict[str, Any] = {
