@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from PIL import Image
 
-from vrshq_nb.files import VRSError
+from .files import VRSError
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+# %% ../nbs/engine/61_transforms.ipynb #a61f0010
 Frames: TypeAlias = "np.ndarray | Tensor | Sequence[np.ndarray]"
 
-# %% ../nbs/engine/61_transforms.ipynb #a61f0010
+
 def frames_fault(
     shape: tuple[int, ...],
     dtype: str,  # as NumPy and torch both call it: "uint8"

@@ -25,9 +25,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 from PIL import Image, ImageDraw, ImageFont
 
-from vrshq_nb.files import VRSError, atomic_path
-from vrshq_nb.transforms import check_frames, pil_images
-from vrshq_nb.video import Video, sample_indices
+from .files import VRSError, atomic_path
+from .transforms import check_frames, pil_images
+from .video import Video, sample_indices
 
 # %% ../nbs/engine/64_viz.ipynb #e0068dd2
 PIPELINE = (  # key, label, page
