@@ -25,9 +25,15 @@ from tqdm.auto import tqdm
 from . import hub
 from .files import VRSError, atomic_path
 from .masks import to_rle, write_pngs
-from .mdp import Features, MaskOutput
-from .protocols import FrameScorer, MaskPredictor, Parts, TokenEncoder
-from .tokens import TemporalTokens
+from vrshq_nb.protocols import (
+    Features,
+    FrameScorer,
+    MaskOutput,
+    MaskPredictor,
+    Parts,
+    TemporalTokens,
+    TokenEncoder,
+)
 from .tda import FORMS, tda
 from vrshq_nb.tks import (
     SAMPLINGS,
@@ -240,7 +246,7 @@ class Options:
         if isinstance(terms, str) or not terms or sorted(set(terms) & set(TERMS)) != sorted(terms):
             raise VRSError(f"terms must be some of {TERMS}, each once, not {terms!r}")
 
-# %% ../nbs/14_model.ipynb #32df7ebd
+# %% ../nbs/14_model.ipynb #ff23719a
 def check_numbers(k: int, alpha: float, temperature: float) -> None:
     "A `VRSError` for numbers of `Options` that are out of range."
     if k < 1:
@@ -399,7 +405,7 @@ def save(
             write_pngs(self.masks, aside)
     return path
 
-# %% ../nbs/14_model.ipynb #a8f69864
+# %% ../nbs/14_model.ipynb #96b46a96
 def overlaid_frames(seg: Segmentation) -> Iterator[np.ndarray]:  # uint8 (H, W, 3)
     "The video's frames with the mask, sixteen in memory at a time."
     for numbers, frames in seg.video.chunks(16):
