@@ -41,7 +41,7 @@ from vrshq_nb.tokens import LONG_QUESTIONS, SHORT_QUESTIONS, TemporalTokens, tem
 from vrshq_nb.transforms import inner_size
 
 
-# ------------------------------ a checkpoint in the released format, from the run's weights
+# ---- a checkpoint in the released format, from the run's weights
 
 EMBEDDINGS = ("embed.weight", "embeddings", "pos_embed", "no_mem", "no_obj", "tpos")
 
@@ -145,7 +145,7 @@ def run_model(assets):
     return VRSHQ(parts.encoder, parts.sam2, parts.scorer, parts.config)
 
 
-# ------------------------------ comparing
+# ---- comparing
 
 
 def as_array(x):
@@ -213,7 +213,7 @@ def sentence(prompt, n):
             return found[1]
 
 
-# ------------------------------ inference
+# ---- inference
 
 
 def stored_video(model, d):
@@ -320,7 +320,7 @@ def _tokens(model, encoded, frames, d, report):
     return text, tokens
 
 
-# ------------------------------ training
+# ---- training
 
 
 def cases(npz):

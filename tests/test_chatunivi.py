@@ -75,7 +75,7 @@ def tokenizer():
     return PaperTokenizer(DATA / "tiny_tokenizer")
 
 
-# ---------------------------------------------------------------- the vocabulary
+# ---- the vocabulary
 
 
 def varint(n):
@@ -225,7 +225,7 @@ def test_a_sentence_cannot_hold_the_model_s_marks(model, text):
         model.encoder.prompt(text, 2)
 
 
-# ---------------------------------------------------------------- merging
+# ---- merging
 
 NOISE = npz("dpc_knn_noise")
 UNIVI = npz("chatunivi_tiny")
@@ -284,7 +284,7 @@ def test_noise_is_an_argument():
         cluster(x, 257)
 
 
-# ---------------------------------------------------------------- the language model
+# ---- the language model
 
 
 @torch.no_grad()
@@ -333,7 +333,7 @@ def test_a_call(model):
         model.encoder.see(frames[:0])
 
 
-# ---------------------------------------------------------------- pixels and padding
+# ---- pixels and padding
 
 PIXELS = npz("preprocess")
 
@@ -412,7 +412,7 @@ def test_a_mask_comes_back_where_it_was(model):
     assert isinstance(model.sam2, PaddedPredictor)
 
 
-# ---------------------------------------------------------------- whole runs
+# ---- whole runs
 
 
 @pytest.mark.parametrize("name", ["e2e_infer_T1", "e2e_infer_T4"])
@@ -521,7 +521,7 @@ def test_the_script(tmp_path):
     )
 
 
-# ---------------------------------------------------------------- checkpoints
+# ---- checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -806,7 +806,7 @@ def test_released_config_by_names(tmp_path, tokenizer):
     )
 
 
-# ---------------------------------------------------------------- CLIP
+# ---- CLIP
 
 
 @pytest.fixture(scope="module")
@@ -913,7 +913,7 @@ def test_long_sentences_keep_their_end(clip_folder):
     assert ids.shape[1] <= 20 and scorer.encode_text(["the red kite " * 30]).isfinite().all()
 
 
-# ---------------------------------------------------------------- training's own rules
+# ---- training's own rules
 
 
 @pytest.mark.parametrize(
@@ -947,7 +947,7 @@ def test_other_models_are_loaded_as_before():
     assert type(VRSHQ.from_pretrained("nano")) is VRSHQ and chatunivi.VRSHQ is VRSHQ
 
 
-# ---------------------------------------------------------------- the command line
+# ---- the command line
 
 
 def test_info_and_convert(tmp_path, released, capsys):
@@ -974,7 +974,7 @@ def test_info_and_convert(tmp_path, released, capsys):
     )  # never over what is there
 
 
-# ---------------------------------------------------------------- what a folder may be wrong about
+# ---- what a folder may be wrong about
 
 
 def test_clip_beside_a_checkpoint_that_holds_one(tmp_path, clip_folder, frames):
@@ -1037,7 +1037,7 @@ def test_every_wrong_key_is_told_to_programs(tmp_path):
     assert len(e.value.problems["missing"]) == len(e.value.problems["unexpected"]) == 20
 
 
-# ---------------------------------------------------------------- the comparison itself
+# ---- the comparison itself
 
 
 def test_places_and_numbers_of_frames():

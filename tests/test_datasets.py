@@ -350,7 +350,7 @@ def revos(tmp_path):
     return tmp_path / "r"
 
 
-# ---- what every dataset gives --------------------------------------------------------------------
+# ---- what every dataset gives ----------------------------------------------------------
 
 
 def test_reads_back(layout):
@@ -442,7 +442,7 @@ def test_folder_that_is_not_there(tmp_path):
             open_dataset(name, tmp_path)  # empty
 
 
-# ---- single layouts ------------------------------------------------------------------------------
+# ---- single layouts --------------------------------------------------------------------
 
 
 def test_revos_objects_and_entries(revos):
@@ -671,7 +671,7 @@ def test_refcoco_targets_in_parts(tmp_path):
     )
 
 
-# ---- broken files --------------------------------------------------------------------------------
+# ---- broken files ----------------------------------------------------------------------
 
 META = "meta_expressions_valid_.json"
 
@@ -1102,7 +1102,7 @@ def test_refcoco_problems(tmp_path):
         open_dataset("refcoco", tmp_path)
 
 
-# ---- the small parts -----------------------------------------------------------------------------
+# ---- the small parts -------------------------------------------------------------------
 
 
 def test_field():
@@ -1187,7 +1187,7 @@ def test_read_annotation_modes(tmp_path):
         read_annotation(tmp_path, "rgba.png")
 
 
-# ---- a dataset of one's own ----------------------------------------------------------------------
+# ---- a dataset of one's own ------------------------------------------------------------
 
 OWN = '''
 from vrshq_nb.datasets import ExpressionSample, VideoEntry, VRSDataset
@@ -1299,7 +1299,7 @@ def test_subclass_must_give_three_methods(tmp_path):
         VRSDataset(tmp_path)
 
 
-# ---- guessing ------------------------------------------------------------------------------------
+# ---- guessing --------------------------------------------------------------------------
 
 
 def test_names():

@@ -78,7 +78,7 @@ def contents(folder):
     }
 
 
-# ---- the reference evaluator of ReVOS ------------------------------------------------------------
+# ---- the reference evaluator of ReVOS --------------------------------------------------
 def rle(mask):
     if mask is None:
         return None
@@ -251,7 +251,7 @@ def test_masks_of_zero_and_one_are_masks_too(awkward, tmp_path):
             assert ours[group][key] == pytest.approx(value, abs=0.005)
 
 
-# ---- predictions ---------------------------------------------------------------------------------
+# ---- predictions -----------------------------------------------------------------------
 def test_a_palette_that_begins_with_the_object(tmp_path):
     "Some programs write palettes with white first. The color counts then, not the number."
     mask = np.zeros((6, 9), np.uint8)
@@ -317,7 +317,7 @@ def test_scores_of_one_sentence():
     assert out["R"] == pytest.approx(1 - 0.1 / 4) and out["A_binary"] == pytest.approx(1 - 0.1 / 4)
 
 
-# ---- tables --------------------------------------------------------------------------------------
+# ---- tables ----------------------------------------------------------------------------
 def rows(*values):
     "Rows with (video, type, J = F)."
     return [
@@ -376,7 +376,7 @@ def test_still_images_have_two_ious():
     assert image_scores(records) == {"gIoU": 50.0, "cIoU": round(100 * 11 / 30, 4)}
 
 
-# ---- records -------------------------------------------------------------------------------------
+# ---- records ---------------------------------------------------------------------------
 def test_a_torn_line_is_no_record(tmp_path):
     path = records_file(tmp_path)
     path.write_bytes(b'{"video": "a/b", "exp_id": "0"}\n{"video": "a/b", "ex')
@@ -421,7 +421,7 @@ def test_mended_predictions_are_scored_again(small, tmp_path):
     assert contents(out) != {} and evaluate(data, out, predictions=masks, progress=False) == again
 
 
-# ---- models --------------------------------------------------------------------------------------
+# ---- models ----------------------------------------------------------------------------
 def test_each_video_is_encoded_once(small, model, tmp_path, monkeypatch):
     data, encoded, seen = open_dataset("revos", small), [], []
     encode, see = type(model).encode, model.encoder.see
@@ -532,7 +532,7 @@ def test_a_folder_belongs_to_one_run(small, model, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-# ---- killed, and in two processes ----------------------------------------------------------------
+# ---- killed, and in two processes ------------------------------------------------------
 def finished(out):
     return sum(p.read_bytes().count(b"\n") for p in out.glob("scores-*.jsonl"))
 
@@ -627,7 +627,7 @@ def test_two_processes_give_what_one_gives(small, uninterrupted, tmp_path):
     assert contents(out) == contents(uninterrupted)
 
 
-# ---- what is written -----------------------------------------------------------------------------
+# ---- what is written -------------------------------------------------------------------
 def test_files_agree_and_the_report_is_self_contained(uninterrupted, small):
     results, data = (
         json.loads((uninterrupted / "results.json").read_text()),
@@ -684,7 +684,7 @@ def test_text_in_the_report_is_text(small, tmp_path):
     assert "&lt;b&gt;the kite&lt;/b&gt;" in page and "<b>" not in page
 
 
-# ---- servers -------------------------------------------------------------------------------------
+# ---- servers ---------------------------------------------------------------------------
 def server_set(kind, root):
     "Two videos of a data set whose masks a server keeps."
     base = root / "valid"
@@ -778,7 +778,7 @@ def test_a_model_writes_masks_for_a_server(tmp_path, model):
     assert write_zip(data, tmp_path / "out" / "masks", tmp_path / "x.zip").exists()
 
 
-# ---- Ref-DAVIS17 ---------------------------------------------------------------------------------
+# ---- Ref-DAVIS17 -----------------------------------------------------------------------
 @pytest.fixture
 def davis(tmp_path):
     "One video, two objects side by side, eight sentences."
@@ -852,7 +852,7 @@ def test_the_first_of_equals_has_the_pixel():
     assert label_map([a, b])[0].tolist() == [[1, 1, 2]] * 2
 
 
-# ---- the command line ----------------------------------------------------------------------------
+# ---- the command line ------------------------------------------------------------------
 def test_minivrs_needs_no_folder(tmp_path, capsys):
     words = [
         "evaluate",
@@ -1001,7 +1001,7 @@ def test_stopping_between_sentences_loses_none(small, tmp_path):
         assert len(read_records(tmp_path / "out")) == wanted
 
 
-# ---- other data sets -----------------------------------------------------------------------------
+# ---- other data sets -------------------------------------------------------------------
 def test_still_images_with_pixels_that_do_not_count(tmp_path):
     base = tmp_path / "reasonseg" / "val"
     base.mkdir(parents=True)
@@ -1081,7 +1081,7 @@ class Mine(VRSDataset):
     assert "referring" in capsys.readouterr().out
 
 
-# ---- what is no fault of a prediction ends the run -----------------------------------------------
+# ---- what is no fault of a prediction ends the run -------------------------------------
 def test_a_place_that_cannot_be_written_is_no_score(small, model, tmp_path, monkeypatch):
     from vrshq_nb import evaluate as module
 

@@ -1,6 +1,6 @@
-"""The rules of the house (CONTRIBUTING.md) that no linter knows; read from the source, nothing is imported.
+"""The rules of the house (CONTRIBUTING.md) that no linter knows, read from the source.
 
-Each check is tried on a planted violation first, so that a check that finds nothing is known to work.
+Each check is tried on a planted violation, so that one that finds nothing is known to work.
 """
 
 import ast

@@ -34,7 +34,7 @@ def tokenizer():
     return LegacyLlamaTokenizer(DATA / "tiny_tokenizer")
 
 
-# ------------------------------ LLaMA's own ids, in a file with the pieces that they need
+# ---- LLaMA's own ids, in a file with the pieces that they need
 
 
 def varint(n):
@@ -95,7 +95,7 @@ def test_llama_s_new_ids(llama):
     assert llama.model.encode(" the") == blank_first
 
 
-# ------------------------------ added words
+# ---- added words
 
 
 def test_added_words_remove_blanks():
@@ -133,7 +133,7 @@ def test_saved_byte_for_byte(tmp_path, tokenizer):
     assert LegacyLlamaTokenizer(tmp_path).added == tokenizer.added
 
 
-# ------------------------------ text and pieces
+# ---- text and pieces
 
 
 @pytest.mark.parametrize("text", ["naïve 凧 🪁", "a  b   c", "  x ", "é\n\n x", "\0", "%s {}"])
@@ -167,7 +167,7 @@ def test_merging_is_what_the_plain_loop_does(tmp_path):
         assert words.model.encode(text, out_type=str) == merge_pairs_loop("▁" + text, merges)
 
 
-# ------------------------------ files that will not do
+# ---- files that will not do
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Stage 4 against numbers of the reference implementation (float32, CPU), and its own promises.
 
-`data/mdp_reference.npz` holds outputs only: weights, video and tokens of the reference run are drawn again from their seeds.
+`data/mdp_reference.npz` holds outputs only: weights, video and tokens of the reference run are
+drawn again from their seeds.
 """
 
 import copy
@@ -91,7 +92,7 @@ def without_dropout(model):
     return model
 
 
-# ---------------------------------------------------------------- parity with the reference implementation
+# ---- parity with the reference implementation
 
 
 @pytest.mark.parametrize("t", [0, 3])
@@ -106,8 +107,10 @@ def test_prompt_and_keyframe_mask(model, features, tokens, t):
 
 @torch.no_grad()
 def test_candidate_scores(model, features, tokens):
-    """In float64, where every processor gives the same: in float32 they differ from one another by up to 4e-4 here.
-    The reference ran in float32, and its own rounding is 1.5e-4."""
+    """In float64, where every processor gives the same: in float32 they differ by up to 4e-4.
+
+    The reference ran in float32, and its own rounding is 1.5e-4.
+    """
     exact = copy.deepcopy(model).double()
     exact.sam_prompt_encoder.pe_layer.float()  # sam2 gives it float32 coordinates
     exact_features = Features(*exact.encode_batch(reference_video().double()), 128, 128)
@@ -140,7 +143,7 @@ def test_candidate_scores(model, features, tokens):
 )
 @torch.no_grad()
 def test_propagation(model, features, tokens, case, t, token, bias):
-    "Keyframe first, in the middle and last; one frame without the object, an empty keyframe, all but the keyframe empty"
+    "Keyframe first, in the middle, last; a frame without the object; an empty keyframe"
     lower_object_logit(model, float(REFERENCE[bias]) if isinstance(bias, str) else bias)
     key = upscale(model.decode(features, t, tokens[token : token + 1]).logits, 128, 128)[0]
     logits = model.propagate(features, t, key)
@@ -163,7 +166,7 @@ def test_propagation_from_the_token_and_its_gradient(model, features, tokens, t)
     close(token.grad, f"grad_k{t}")
 
 
-# ---------------------------------------------------------------- a real subclass of SAM 2's predictor
+# ---- a real subclass of SAM 2's predictor
 
 
 def test_is_sam2_with_sam2s_keys():
@@ -198,7 +201,9 @@ def test_the_token_leaves_after_the_context(model, tokens):
 
 
 def test_published_size_and_small_decoder():
-    count = lambda config: sum(p.numel() for p in sam2_from_config(config).parameters())
+    def count(config):
+        return sum(p.numel() for p in sam2_from_config(config).parameters())
+
     assert 38e6 < count({}) < 40e6  # SAM 2's tiny model has 38.9 M
     assert count(TINY) - count(TINY | {"decoder_mlp_dim": 96}) == 2 * (2048 - 96) * (2 * 64 + 1)
 
@@ -221,7 +226,7 @@ def test_sizes(size, frames):
     assert out.shape == (3, size // 4, size // 4) and out.isfinite().all()
 
 
-# ---------------------------------------------------------------- features
+# ---- features
 
 
 @torch.no_grad()
@@ -301,7 +306,7 @@ def test_no_frames(model):
         model.encode(np.zeros((0, 8, 8, 3), np.uint8))
 
 
-# ---------------------------------------------------------------- decoding
+# ---- decoding
 
 
 @torch.no_grad()
@@ -348,7 +353,7 @@ def test_gradient_reaches_every_token(model, features, tokens):
     assert (token.grad.norm(dim=1) > 0).all() and token.grad.isfinite().all()
 
 
-# ---------------------------------------------------------------- propagation
+# ---- propagation
 
 
 @pytest.mark.parametrize("t", [0, 3, 5])

@@ -231,7 +231,7 @@ def test_needs_numpy_only():
     }
 
 
-# ---- frames as numbers ---------------------------------------------------------------------------
+# ---- frames as numbers -----------------------------------------------------------------
 @pytest.mark.parametrize("shape, pad", [((1, 1), 0), ((3, 7), 0), ((5, 8), 3), ((17, 9), 40)])
 def test_bits_there_and_back(shape, pad):
     m = noise(*shape, seed=5)
@@ -259,7 +259,7 @@ def test_f_does_not_depend_on_where_things_lie():
     assert 0 < inside[0] < 1
 
 
-# ---- recall, decay, objects ----------------------------------------------------------------------
+# ---- recall, decay, objects ------------------------------------------------------------
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 8, 16, 70, 255])
 def test_recall_and_decay_are_those_of_davis(n):
     "DAVIS's definition: quarters from rounded edges, both ends belong to a quarter."
@@ -292,7 +292,7 @@ def test_objects_are_scored_by_their_number():
     assert object_scores(true, true, objects=[2])[0].shape == (1, 2)
 
 
-# ---- accuracy and robustness ---------------------------------------------------------------------
+# ---- accuracy and robustness -----------------------------------------------------------
 @pytest.mark.parametrize("case", ["video_T6", "video_mixed_T6"])
 def test_reference_accuracy(case):
     for raw in (False, True):

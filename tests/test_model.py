@@ -8,16 +8,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vrshq_nb import VRSHQ, Video, VRSError
+from vrshq_nb.folders import find_weights
+from vrshq_nb.masks import load_masks
 from vrshq_nb.minivrs import make_clip
-from vrshq_nb.model import (
-    Segmentation,
-    Stopwatch,
-    find_device,
-    find_weights,
-    load_masks,
-    own_state,
-    weight_problems,
-)
+from vrshq_nb.model import Options, Segmentation, Stopwatch
+from vrshq_nb.weights import find_device, own_state, weight_problems
 
 TEXTS = [
     "the red car",
@@ -53,13 +48,14 @@ def test_each_frame_is_encoded_once_whatever_the_number_of_sentences(model, clip
     sam2, clip_, eye = [], [], []
     handles = [
         count_rows(model.sam2.image_encoder, sam2),
-        count_rows(model.clip.clip.visual, clip_),
-        count_rows(model.encoder.eye, eye),
+        count_rows(model.scorer.clip.visual, clip_),
+        count_rows(model.encoder.vision_tower, eye),
     ]
     try:
         model.segment(clip.frames, TEXTS[:sentences])
     finally:
-        [h.remove() for h in handles]
+        for handle in handles:
+            handle.remove()
     assert sum(sam2) == sum(clip_) == 24
     assert 0 < sum(eye) <= 24
 
@@ -127,7 +123,7 @@ def test_variants_are_arguments(model, clip):
         assert seg.masks.shape == clip.frames.shape[:3]
         if options.get("sampling") == "all":
             assert len(seg.candidates) == 24
-    with pytest.raises(ValueError, match="how must be"):
+    with pytest.raises(VRSError, match="sampling must be"):
         model.segment(shared, "the cat", sampling="best")
 
 
@@ -310,7 +306,7 @@ def test_options_are_checked_before_any_work(model, options):
 
 
 def test_a_model_in_training_mode_refuses(model, clip):
-    before = {k: v.clone() for k, v in model.encoder.eye.state_dict().items()}
+    before = {k: v.clone() for k, v in model.encoder.vision_tower.state_dict().items()}
     shared = model.encode(clip.frames[:2])
     model.train()
     try:
@@ -319,7 +315,9 @@ def test_a_model_in_training_mode_refuses(model, clip):
                 model.segment(video, "the cat")
     finally:
         model.eval()
-    assert all(torch.equal(v, before[k]) for k, v in model.encoder.eye.state_dict().items())
+    assert all(
+        torch.equal(v, before[k]) for k, v in model.encoder.vision_tower.state_dict().items()
+    )
 
 
 def test_results_are_plain_float32_on_the_cpu(result):
@@ -342,17 +340,45 @@ def test_results_are_plain_float32_on_the_cpu(result):
 
 
 def test_results_are_plain_whatever_the_precision(model, clip):
-    class Half(VRSHQ):
-        def precision(self):
-            return torch.autocast("cpu", torch.bfloat16)
-
-    half = Half(model.config, model.tokenizer)
-    half.load_state_dict(model.state_dict())
+    half = VRSHQ(model.encoder, model.sam2, model.scorer)
+    half.autocast = torch.bfloat16
     seg = half.segment(clip.frames[:4], "the cat", gate=False)
-    assert (
-        seg.tokens.seg.dtype == seg.fused.dtype == seg.clip_logits.dtype == torch.float32
-        and seg.masks.dtype == bool
-    )
+    assert seg.tokens.seg.dtype == seg.fused.dtype == seg.clip_logits.dtype == torch.float32
+    assert seg.masks.dtype == bool
+
+
+def test_options_in_a_record_and_as_arguments_are_the_same(model, clip):
+    shared = model.encode(clip.frames[:4])
+    record = model.segment(shared, "the cat", Options(alpha=0.5, gate=False))
+    arguments = model.segment(shared, "the cat", alpha=0.5, gate=False)
+    both = model.segment(shared, "the cat", Options(alpha=0.2, gate=False), alpha=0.5)
+    assert torch.equal(record.fused, arguments.fused) and torch.equal(record.fused, both.fused)
+    with pytest.raises(VRSError, match="unknown option 'beta'"):
+        model.segment(shared, "the cat", beta=1)
+
+
+def test_tda_is_computed_once_and_its_weights_are_the_similarity_term(model, clip):
+    seg = model.segment(clip.frames[:4], "the cat", temperature=0.1, gate=False)
+    assert [c.similarity for c in seg.candidates] == seg.weights.tolist()
+
+
+class BrightnessScorer:
+    "A frame scorer that inherits nothing."
+
+    def encode_frames(self, frames):
+        return torch.as_tensor(frames).float().mean((1, 2, 3))[:, None]
+
+    def logits(self, frame_features, texts):
+        return frame_features.T.expand(len(texts), -1)
+
+
+def test_a_part_is_anything_that_follows_its_protocol(model, clip):
+    own = VRSHQ(model.encoder, model.sam2, BrightnessScorer())
+    seg = own.segment(clip.frames, "the cat", gate=False)
+    brightness = clip.frames.mean((1, 2, 3))
+    assert brightness[seg.anchor] == brightness.max() and len(repr(own)) < 200
+    with pytest.raises(VRSError, match="put together by hand"):
+        own.save_pretrained("nowhere")
 
 
 def test_a_token_can_learn_from_encoded_features(model, clip):

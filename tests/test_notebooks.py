@@ -74,7 +74,7 @@ def texts(nb):
 
 
 def imports(cells, nested=True):
-    "(module, name or None) for each import from this package in code cells; `nested`: those inside functions too."
+    "(module, name or None) for each import from this package; `nested`: inside functions too."
     for cell in cells:
         if cell["cell_type"] != "code":
             continue
@@ -108,7 +108,8 @@ def default_exp(nb):
 def problems(path):
     "All that is wrong with a notebook, in words."
     if path.stat().st_size > SIZE_LIMIT:
-        yield f"{path.stat().st_size // 1000} KB, over {SIZE_LIMIT // 1000}: frames as JPEG, fewer of them"
+        size = f"{path.stat().st_size // 1000} KB, over {SIZE_LIMIT // 1000}"
+        yield f"{size}: frames as JPEG, fewer of them"
     nb = json.loads(path.read_text(encoding="utf-8"))
     cells = nb["cells"]
     first = text(cells[0]["source"])
@@ -146,7 +147,7 @@ def problems(path):
         if len(lines) > EXPORT_LINES:
             yield f"an exported cell of {len(lines)} lines, over {EXPORT_LINES}: {lines[0]!r}"
         if parsed(text(cell["source"])) is None:
-            yield f"an exported cell that is not plain Python (a magic breaks the module): {lines[0]!r}"
+            yield f"an exported cell is not plain Python (a magic?): {lines[0]!r}"
     for module, name in imports(cells):
         if importlib.util.find_spec(module) is None:
             yield f"imports {module}, which is not in the installed package"
@@ -186,16 +187,64 @@ def test_one_notebook_a_module():
     assert sorted(set(modules)) == sorted(modules)
 
 
-def test_notebooks_build_on_earlier_ones():
-    "A notebook's number is its place: at its top, its module imports only modules of lower numbers."
-    home = {
-        m: p.name for p in NOTEBOOKS for m in default_exp(json.loads(p.read_text(encoding="utf-8")))
-    }
-    later = []
+def numbers():
+    "{page: its number}, the index aside."
+    return {p: p.stem.partition("_")[0] for p in NOTEBOOKS if p.stem != "index"}
+
+
+def test_no_two_notebooks_share_a_number():
+    found = sorted(numbers().values())
+    assert all(n.isdecimal() for n in found) and len(set(found)) == len(found)
+
+
+def test_a_page_is_not_too_long():
+    "A page of the course has at most 90 cells, a page of the engine at most 150."
+    most = {p: 150 if p.parent.name == "engine" else 90 for p in numbers()}
+    cells = {p: len(json.loads(p.read_text(encoding="utf-8"))["cells"]) for p in most}
+    assert {p.name: n for p, n in cells.items() if n > most[p]} == {}
+
+
+def test_engine_pages_build_on_earlier_ones():
+    "A number of the engine is its place: a module imports only engine modules of lower numbers."
+    home = {}
     for path in NOTEBOOKS:
-        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        for module, _ in imports([c for c in cells if exported(c)], nested=False):
-            other = home.get(module.partition(".")[2])
-            if other and other >= path.name:
-                later.append(f"{path.name} imports {module} of {other}")
+        for module in default_exp(json.loads(path.read_text(encoding="utf-8"))):
+            if path.parent.name == "engine":
+                home[module] = path.name
+    later = []
+    for module, name in home.items():
+        tree = ast.parse(Path(importlib.util.find_spec(f"vrshq_nb.{module}").origin).read_text())
+        for other in used_modules(tree, module) & home.keys():
+            if home[other] >= name and other != module:
+                later.append(f"{name} imports {other} of {home[other]}")
     assert later == []
+
+
+def used_modules(tree, module):
+    "Modules of the package that a module imports at its top, as dotted names without the package."
+    found = set()
+    inside = module.split(".")[:-1]
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and node.level:
+            above = inside[: len(inside) - node.level + 1]
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            found.add(base)
+            found |= {f"{base}.{alias.name}".strip(".") for alias in node.names}
+    return found
+
+
+def links(nb):
+    "Targets of Markdown links to pages and pictures."
+    for cell in nb["cells"]:
+        if cell["cell_type"] == "markdown":
+            yield from re.findall(r"\]\(([^)\s]+?)(?:#[^)]*)?\)", text(cell["source"]))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_links_lead_somewhere(path):
+    nb = json.loads(path.read_text(encoding="utf-8"))
+    local = [link for link in links(nb) if "://" not in link and not link.startswith("#")]
+    assert [link for link in local if not (path.parent / link).exists()] == []
+    place = path.relative_to(NBS.parent).as_posix()
+    badges = [link for link in links(nb) if "colab.research.google.com/github" in link]
+    assert [b for b in badges if not b.endswith(place)] == []

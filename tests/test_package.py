@@ -16,7 +16,11 @@ import vrshq_nb
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = Path(vrshq_nb.__file__).resolve().parent
 PUBLIC = ["MiniVRS", "Segmentation", "VRSError", "VRSHQ", "Video"]
-MODULES = sorted(p.stem for p in (ROOT / "vrshq_nb").glob("*.py") if p.stem != "__init__")
+MODULES = sorted(
+    ".".join(p.relative_to(ROOT / "vrshq_nb").with_suffix("").parts).removesuffix(".__init__")
+    for p in (ROOT / "vrshq_nb").rglob("*.py")
+    if p != ROOT / "vrshq_nb" / "__init__.py"
+)
 WEIGHTS_LIMIT = 25e6  # bytes of model inside the package
 
 
@@ -65,7 +69,8 @@ def test_module_imports(module):
 
 
 def test_no_module_is_forgotten():
-    assert sorted(m.name for m in pkgutil.iter_modules([str(PACKAGE)])) == MODULES
+    found = pkgutil.walk_packages([str(PACKAGE)], "vrshq_nb.")
+    assert sorted(m.name.removeprefix("vrshq_nb.") for m in found) == MODULES
 
 
 @pytest.mark.parametrize("heavy", ["torch", "numpy", "transformers", "sam2", "matplotlib", "av"])
@@ -101,7 +106,14 @@ def test_version_is_the_same_everywhere(settings):
 def test_metadata(settings):
     meta = importlib.metadata.metadata("vrshq_nb")
     assert meta["Requires-Python"] == f">={settings['min_python']}"
-    assert set(meta.get_all("Provides-Extra")) == {"lab", "train", "backbones", "dev"}
+    assert set(meta.get_all("Provides-Extra")) == {
+        "lab",
+        "train",
+        "vlm",
+        "chatunivi",
+        "backbones",
+        "dev",
+    }
     needed = " ".join(meta.get_all("Requires-Dist"))
     assert all(
         name in needed for name in ("torch", "torchvision", "transformers", "sam2", "decord")

@@ -246,7 +246,7 @@ class Options:
         if isinstance(terms, str) or not terms or sorted(set(terms) & set(TERMS)) != sorted(terms):
             raise VRSError(f"terms must be some of {TERMS}, each once, not {terms!r}")
 
-# %% ../nbs/14_model.ipynb #ff23719a
+# %% ../nbs/14_model.ipynb #06873a9b
 def check_numbers(k: int, alpha: float, temperature: float) -> None:
     "A `VRSError` for numbers of `Options` that are out of range."
     if k < 1:
@@ -405,7 +405,7 @@ def save(
             write_pngs(self.masks, aside)
     return path
 
-# %% ../nbs/14_model.ipynb #96b46a96
+# %% ../nbs/14_model.ipynb #22731cd7
 def overlaid_frames(seg: Segmentation) -> Iterator[np.ndarray]:  # uint8 (H, W, 3)
     "The video's frames with the mask, sixteen in memory at a time."
     for numbers, frames in seg.video.chunks(16):
