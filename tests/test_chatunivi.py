@@ -18,10 +18,9 @@ from transformers import CLIPConfig, CLIPModel
 
 import reference
 from vrshq_nb import chatunivi, cli
+from vrshq_nb.llama_tokenizer import IMAGE_ID, split_added
 from vrshq_nb.chatunivi import (
-    IMAGE_ID,
     LEVELS,
-    SAM2_LARGE,
     TOWERS,
     ChatUniViVRSHQ,
     HubClip,
@@ -30,27 +29,29 @@ from vrshq_nb.chatunivi import (
     Pieces,
     clip_images,
     cluster,
-    convert,
     crop_logits,
     decode_prompt,
-    find_shards,
-    inner_size,
     load_clip,
-    load_released,
     merge,
     merge_cells,
     merge_pairs,
     nearby_frames,
-    pil_resize,
-    read_config,
     read_pieces,
+)
+from vrshq_nb.released import (
+    SAM2_LARGE,
+    convert,
+    find_shards,
+    load_released,
     read_shard,
     released_name,
-    split_added,
 )
+from vrshq_nb.transforms import inner_size, pil_resize
+from vrshq_nb.folders import read_config
 from vrshq_nb.model import VRSHQ
-from vrshq_nb.tokens import SEG, TAK, build_tokenizer
-from vrshq_nb.video import VRSError
+from vrshq_nb.tokens import SEG, TAK
+from vrshq_nb.nano import build_tokenizer
+from vrshq_nb.files import VRSError
 
 DATA = Path(__file__).parent / "data" / "chatunivi"
 PROMPTS = json.loads((DATA / "prompts.json").read_text(encoding="utf-8"))

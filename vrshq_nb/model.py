@@ -25,15 +25,9 @@ from tqdm.auto import tqdm
 from . import hub
 from .files import VRSError, atomic_path
 from .masks import to_rle, write_pngs
-from vrshq_nb.protocols import (
-    Features,
-    FrameScorer,
-    MaskOutput,
-    MaskPredictor,
-    Parts,
-    TemporalTokens,
-    TokenEncoder,
-)
+from .mdp import Features, MaskOutput
+from .protocols import FrameScorer, MaskPredictor, Parts, TokenEncoder
+from .tokens import TemporalTokens
 from .tda import FORMS, tda
 from vrshq_nb.tks import (
     SAMPLINGS,
