@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['SPLITS', 'Clip', 'make_clip', 'MiniVRS', 'write_revos']
 
-# %% ../../nbs/engine/70_minivrs.ipynb #7b142c77
+# %% ../../nbs/engine/70_minivrs.ipynb #c96fdd8e
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -60,7 +60,7 @@ class Clip:
             f"Clip {self.name}: {frames} frames of {width}x{height}, {self.world.scene}, {counts}"
         )
 
-# %% ../../nbs/engine/70_minivrs.ipynb #0c8f8d66
+# %% ../../nbs/engine/70_minivrs.ipynb #5328ac9f
 SPLITS = {"train": 0, "val": 1, "compose": 2, "phrase": 3, "long": 4}
 
 # %% ../../nbs/engine/70_minivrs.ipynb #f4bac64d
@@ -120,13 +120,20 @@ class MiniVRS:
     def __len__(self) -> int:
         return self.n
 
+    def draw(self, i: int) -> Clip:
+        "Clip number `i`, 0 to n - 1."
+        assert self.n_frames is not None
+        return make_clip(self.split, self.seed, i, self.size, self.n_frames, self.n_expressions)
+
+    def __iter__(self) -> Iterator[Clip]:
+        return map(self.draw, range(self.n))
+
     def __getitem__(self, i: int | slice) -> Clip | list[Clip]:
         if isinstance(i, slice):
-            return [self[k] for k in range(*i.indices(self.n))]
+            return [self.draw(k) for k in range(*i.indices(self.n))]
         if not -self.n <= i < self.n:
             raise IndexError(f"clip {i} of {self.n}: give a number from {-self.n} to {self.n - 1}")
-        i = int(i) % self.n
-        return make_clip(self.split, self.seed, i, self.size, self.n_frames, self.n_expressions)
+        return self.draw(int(i) % self.n)
 
 # %% ../../nbs/engine/70_minivrs.ipynb #a9300fb9
 def encode_mask(
@@ -195,7 +202,9 @@ def write_revos(
     from tqdm import tqdm
 
     folder = check_new_folder(folder)
-    videos, masks, foreground = {}, {}, {}
+    videos: dict[str, dict] = {}
+    masks: dict[str, list] = {}
+    foreground: dict[str, dict] = {}
     with atomic_path(folder) as aside:
         for clip in tqdm(data, desc=folder.name, unit="clip", disable=not progress):
             if clip.name in videos:
@@ -212,7 +221,7 @@ def write_revos(
             (aside / f"{name}.json").write_text(json.dumps(content))
     return folder
 
-# %% ../../nbs/engine/70_minivrs.ipynb #cb7dd625
+# %% ../../nbs/engine/70_minivrs.ipynb #ae923c18
 @patch
 def save(
     self: MiniVRS,

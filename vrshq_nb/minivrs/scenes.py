@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['SCENES', 'OCCLUDERS', 'add_scene', 'draw_scene', 'add_occluder', 'draw_occluder']
 
-# %% ../../nbs/engine/67_scenes.ipynb #8432f0a8
+# %% ../../nbs/engine/67_scenes.ipynb #ef84613b
 from collections.abc import Callable
+from typing import TypeAlias
 
 import numpy as np
 from PIL import Image
@@ -25,7 +26,7 @@ from vrshq_nb.minivrs.sprites import (
 )
 
 # %% ../../nbs/engine/67_scenes.ipynb #edad2345
-Stops = list[tuple[float, RGB]]  # (y from 0 to 1, colour), from top to bottom
+Stops: TypeAlias = list[tuple[float, RGB]]  # (y from 0 to 1, colour), from top to bottom
 
 
 def backdrop(
@@ -263,7 +264,7 @@ def add_occluder(
     OCCLUDERS[draw.__name__] = draw
     return draw
 
-# %% ../../nbs/engine/67_scenes.ipynb #6c34cc3c
+# %% ../../nbs/engine/67_scenes.ipynb #c8fe6ac4
 OCCLUDER_COLOURS = dict(tree=(112, 130, 98), wall=(150, 132, 122), cloud=(206, 211, 214))
 
 # %% ../../nbs/engine/67_scenes.ipynb #6e54426f

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RESTRICTORS', 'FACTS', 'LOOKS', 'Restrictor', 'Expression', 'draw_expressions']
 
-# %% ../../nbs/engine/69_sentences.ipynb #c4c7b75d
+# %% ../../nbs/engine/69_sentences.ipynb #e9326ffb
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -46,7 +46,7 @@ class Record:
     def __repr__(self) -> str:
         return f"Record({len(self.things)} things, {self.T} frames)"
 
-# %% ../../nbs/engine/69_sentences.ipynb #3eaeb9dd
+# %% ../../nbs/engine/69_sentences.ipynb #98f83bc1
 @patch
 def mean_xy(self: Record) -> np.ndarray:  # (n, 2)
     "Mean place of each thing over the frames it is seen in."
@@ -216,7 +216,7 @@ RESTRICTORS |= {
     ),
 }
 
-# %% ../../nbs/engine/69_sentences.ipynb #18669662
+# %% ../../nbs/engine/69_sentences.ipynb #11bf9dc8
 RESTRICTORS["still"] = Restrictor(
     "motion",
     lambda r, group: graded_truth(r.path(), 0.15, 0.02),
@@ -332,7 +332,7 @@ RESTRICTORS |= {
     ),
 }
 
-# %% ../../nbs/engine/69_sentences.ipynb #699a8283
+# %% ../../nbs/engine/69_sentences.ipynb #3f499605
 RESTRICTORS |= {
     "leaves first": Restrictor(
         "time",
@@ -411,7 +411,7 @@ RESTRICTORS |= {
     ),
 }
 
-# %% ../../nbs/engine/69_sentences.ipynb #bc3d1989
+# %% ../../nbs/engine/69_sentences.ipynb #2bc2faef
 RESTRICTORS |= {
     "still going": Restrictor(
         "time",
@@ -599,7 +599,7 @@ FACTS: dict[str, list[str]] = {
     ],
 }
 
-# %% ../../nbs/engine/69_sentences.ipynb #4b84d7ec
+# %% ../../nbs/engine/69_sentences.ipynb #8e4cba18
 FACTS |= {
     "carrots": [
         "the one who eats carrots",
@@ -639,7 +639,7 @@ FACTS |= {
     ],
 }
 
-# %% ../../nbs/engine/69_sentences.ipynb #618c1939
+# %% ../../nbs/engine/69_sentences.ipynb #57e934cf
 FACTS |= {
     "water": [
         "the thing that floats on water",
@@ -679,7 +679,7 @@ FACTS |= {
     ],
 }
 
-# %% ../../nbs/engine/69_sentences.ipynb #297168c6
+# %% ../../nbs/engine/69_sentences.ipynb #42399cfa
 FACTS |= {
     "grows": [
         "the thing that grows",
@@ -713,7 +713,7 @@ FACTS |= {
     ],
 }
 
-# %% ../../nbs/engine/69_sentences.ipynb #775f3edb
+# %% ../../nbs/engine/69_sentences.ipynb #3a8e4bbf
 LOOKS = (  # {0}: a noun
     "the {0}",
     "show the {0}",
@@ -722,7 +722,7 @@ LOOKS = (  # {0}: a noun
     "please point out the {0}",
 )
 
-# %% ../../nbs/engine/69_sentences.ipynb #fd0971a3
+# %% ../../nbs/engine/69_sentences.ipynb #71771312
 ALL_LOOKS = (  # {0}: a noun, {1}: its plural
     "all the {1}",
     "every {0}",
@@ -833,8 +833,8 @@ def several_sentence(
     truth = np.where(noun.group, rules[name].truth(record, noun.group), 0.0)
     return Proposal(text, truth, f"all {name}")
 
-# %% ../../nbs/engine/69_sentences.ipynb #af9e16da
-FAMILIES = {  # name -> (ReVOS type, function that proposes a sentence)
+# %% ../../nbs/engine/69_sentences.ipynb #b54a1066
+FAMILIES: dict[str, tuple[int, Callable[..., Proposal | None]]] = {  # name -> (ReVOS type, rule)
     "look": (0, look_sentence),
     "place": (0, partial(restricted_sentence, "place")),
     "motion": (0, partial(restricted_sentence, "motion")),
@@ -926,7 +926,7 @@ def propose_expressions(
             break
     return list(found.values())
 
-# %% ../../nbs/engine/69_sentences.ipynb #586d3593
+# %% ../../nbs/engine/69_sentences.ipynb #ff30fc4b
 def draw_expressions(
     record: Record,
     rng: np.random.Generator,

@@ -8,7 +8,7 @@ __all__ = ['COLOURS', 'SPRITES', 'Pen', 'add_sprite', 'draw_sprite']
 # %% ../../nbs/engine/66_sprites.ipynb #36cbf33e
 from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from fastcore.basics import patch
@@ -29,7 +29,7 @@ COLOURS = dict(
 )
 
 # %% ../../nbs/engine/66_sprites.ipynb #82495b35
-RGB = tuple[int, int, int]  # each 0 to 255
+RGB: TypeAlias = tuple[int, int, int]  # each 0 to 255
 
 
 def mix_colours(
@@ -82,7 +82,7 @@ def smooth_curve(
     curve = curve.reshape(-1, 2)
     return curve if closed else np.concatenate([curve, p[-1:]])
 
-# %% ../../nbs/engine/66_sprites.ipynb #c0e10e03
+# %% ../../nbs/engine/66_sprites.ipynb #2be5f0fd
 @lru_cache(maxsize=None)
 def read_points(
     text: str,  # "x,y x,y ...", as in the SVG attribute `points`
@@ -113,7 +113,7 @@ def rotation(
     c, s = np.cos(angle), np.sin(angle)
     return np.array([[c, s], [-s, c]])
 
-# %% ../../nbs/engine/66_sprites.ipynb #db00bb1d
+# %% ../../nbs/engine/66_sprites.ipynb #444de2bf
 class Part(NamedTuple):
     "One shape of a drawing, in unit coordinates: x to the right, y down."
 
@@ -122,7 +122,7 @@ class Part(NamedTuple):
     width: float = 0.0  # of a line; 0: a filled polygon
 
 
-Points = str | np.ndarray | Sequence[Sequence[float]]  # "x,y x,y ..." or (n, 2)
+Points: TypeAlias = str | np.ndarray | Sequence[Sequence[float]]  # "x,y x,y ..." or (n, 2)
 
 # %% ../../nbs/engine/66_sprites.ipynb #be413d7e
 class Pen:
@@ -137,25 +137,24 @@ class Pen:
 
     def polygon(self, tag: str | RGB, points: Points, width: float = 0.0) -> None:
         "Record a filled polygon, or a broken line of some width."
-        points = read_points(points) if isinstance(points, str) else np.asarray(points, float)
-        self.parts.append(Part(tag, points, width))
+        xy = read_points(points) if isinstance(points, str) else np.asarray(points, float)
+        self.parts.append(Part(tag, xy, width))
 
     def blob(self, tag: str | RGB, points: Points) -> None:
         "Record a filled closed curve through points."
-        points = read_points(points) if isinstance(points, str) else points
-        self.polygon(tag, smooth_curve(points))
+        xy = read_points(points) if isinstance(points, str) else np.asarray(points, float)
+        self.polygon(tag, smooth_curve(xy))
 
     def line(self, tag: str | RGB, width: float, points: Points) -> None:
         "Record a curve through points, for two points a straight line."
-        points = read_points(points) if isinstance(points, str) else points
-        curve = smooth_curve(points, closed=False) if len(points) > 2 else points
-        self.polygon(tag, curve, width)
+        xy = read_points(points) if isinstance(points, str) else np.asarray(points, float)
+        self.polygon(tag, smooth_curve(xy, closed=False) if len(xy) > 2 else xy, width)
 
     def rectangle(self, tag: str | RGB, x0: float, y0: float, x1: float, y1: float) -> None:
         "Record a filled rectangle."
         self.polygon(tag, [(x0, y0), (x1, y0), (x1, y1), (x0, y1)])
 
-# %% ../../nbs/engine/66_sprites.ipynb #98c09fc0
+# %% ../../nbs/engine/66_sprites.ipynb #526c1181
 @patch
 def ellipse(
     self: Pen,
@@ -179,12 +178,12 @@ def paint_shapes(
     parts: list[Part],
     scale: np.ndarray,  # pixels a unit, (2,)
     offset: np.ndarray | float,  # pixels, (2,)
-    colours: dict[str, RGB],  # tag -> colour; any other tag is a colour itself
+    colours: dict[str, RGB],  # tag -> colour; a tag that is not text is a colour itself
 ) -> None:
     "Fill the shapes in their order, later ones on top."
     draw = ImageDraw.Draw(image)
     for tag, points, width in parts:
-        xy, colour = points * scale + offset, colours.get(tag, tag)
+        xy, colour = points * scale + offset, colours[tag] if isinstance(tag, str) else tag
         if not width:
             draw.polygon(xy.ravel().tolist(), colour)
             continue
@@ -215,7 +214,7 @@ def wheel(self: Pen, x: float, y: float, r: float, angle: float) -> None:
         dx, dy = 0.5 * r * np.cos(a), 0.5 * r * np.sin(a)
         self.line("ink", 0.15 * r, [(x - dx, y - dy), (x + dx, y + dy)])
 
-# %% ../../nbs/engine/66_sprites.ipynb #2f3f46f5
+# %% ../../nbs/engine/66_sprites.ipynb #0dfa757f
 @patch
 def turn(
     self: Pen,

@@ -51,7 +51,7 @@ KINDS = {
     ]
 }
 
-# %% ../../nbs/engine/68_world.ipynb #b71b5fe9
+# %% ../../nbs/engine/68_world.ipynb #3e6447c6
 SIZES = {"small": 0.17, "medium": 0.23, "big": 0.31}  # longest side, as a fraction of the frame
 
 # %% ../../nbs/engine/68_world.ipynb #99e6a251
@@ -98,7 +98,7 @@ def straight_path(
 Motion = Callable[[np.random.Generator, np.ndarray, float], np.ndarray]
 MOTION_WEIGHTS: dict[str, float] = {}  # how often each occurs, relative to the others
 
-# %% ../../nbs/engine/68_world.ipynb #c704e58e
+# %% ../../nbs/engine/68_world.ipynb #1db4b2de
 MOTIONS: dict[str, Motion] = {}
 
 
