@@ -14,7 +14,7 @@ from fractions import Fraction
 from itertools import chain
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 from fastcore.basics import patch
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from av.filter import Graph
 
 # %% ../nbs/engine/62_video.ipynb #5fe58f26
-Indices = Sequence[int] | slice | int | np.ndarray | None
+Indices: TypeAlias = Sequence[int] | slice | int | np.ndarray | None
 
 
 def as_numbers(
