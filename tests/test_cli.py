@@ -459,7 +459,7 @@ def test_minivrs_writes_clips(here, capsys):
 
 
 def test_train_hands_its_arguments_on(here, capsys, monkeypatch):
-    import vrshq_nb.train
+    import vrshq_nb.training
 
     got = {}
 
@@ -469,7 +469,7 @@ def test_train_hands_its_arguments_on(here, capsys, monkeypatch):
         )
         return folder / "nano"
 
-    monkeypatch.setattr(vrshq_nb.train, "train_nano", train_nano)
+    monkeypatch.setattr(vrshq_nb.training, "train_nano", train_nano)
     assert (
         cli.main(
             [

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vrshq_nb.files import VRSError
 from vrshq_nb.minivrs import FAMILIES, Clip, Expression
-from vrshq_nb.model import VRSHQ, EncodedVideo, Segmentation, read_tokens
+from vrshq_nb.model import VRSHQ, EncodedVideo, Segmentation, encode_tokens
 from vrshq_nb.folders import find_weights
 from vrshq_nb.nano_teacher import QueryPart, Teacher, sentence_query
 from vrshq_nb.tda import tda
@@ -112,7 +112,9 @@ def all_frame_tokens(
     passes, tokens = -(-T // most), torch.zeros(T, width)
     for k in range(passes):
         frames = list(range(k, T, passes))
-        tokens[frames] = read_tokens(case.model, case.encoded, case.expression.text, frames)[0].seg
+        tokens[frames] = encode_tokens(case.model, case.encoded, case.expression.text, frames)[
+            0
+        ].seg
     return tokens
 
 

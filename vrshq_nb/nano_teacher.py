@@ -28,11 +28,10 @@ from vrshq_nb.minivrs import (
     draw_expressions,
     held_out,
     make_clip,
-    paste,
-    sprite,
-    wording,
 )
 from vrshq_nb.minivrs.scenes import SCENES, draw_scene
+from vrshq_nb.minivrs.sentences import wording
+from vrshq_nb.minivrs.world import paste, sprite
 
 # %% ../nbs/engine/81_nano_teacher.ipynb #ec959bfc
 ENCODER_SIZES: dict[str, Any] = {
