@@ -424,14 +424,16 @@ def test_mended_predictions_are_scored_again(small, tmp_path):
 # ---- models ----------------------------------------------------------------------------
 def test_each_video_is_encoded_once(small, model, tmp_path, monkeypatch):
     data, encoded, seen = open_dataset("revos", small), [], []
-    encode, see = type(model).encode, model.encoder.see
+    encode, encode_frames = type(model).encode, model.encoder.encode_frames
     monkeypatch.setattr(
         type(model),
         "encode",
         lambda self, video, *a, **k: encoded.append(video.name) or encode(self, video, *a, **k),
     )
     monkeypatch.setattr(
-        model.encoder, "see", lambda frames: seen.append(len(frames)) or see(frames)
+        model.encoder,
+        "encode_frames",
+        lambda frames: seen.append(len(frames)) or encode_frames(frames),
     )
     evaluate(data, tmp_path / "out", model, progress=False)
     assert encoded == list(data.videos) and sum(seen) == sum(
@@ -1033,7 +1035,7 @@ def test_a_data_set_of_ones_own(tmp_path, capsys):
     (tmp_path / "mine.py").write_text("""
 import numpy as np
 from PIL import Image
-from vrshq_nb.datasets import Sample, VideoEntry, VRSDataset
+from vrshq_nb.datasets import ExpressionSample, VideoEntry, VRSDataset
 
 class Mine(VRSDataset):
     "Pictures <video>_<frame>.png, whose red things are the answer."
@@ -1042,7 +1044,8 @@ class Mine(VRSDataset):
         videos = {}
         for v in sorted({p.stem.split("_")[0] for p in self.root.glob("*.png")}):
             frames = tuple(sorted(p.stem.split("_")[1] for p in self.root.glob(f"{v}_*.png")))
-            videos[v] = VideoEntry(v, frames, {"0": Sample(v, "0", "the red thing", 0, ("red",))})
+            sample = ExpressionSample(v, "0", "the red thing", 0, ("red",))
+            videos[v] = VideoEntry(v, frames, {"0": sample})
         return videos
 
     def frame_file(self, video, frame):

@@ -89,15 +89,16 @@ def encode_again(
 ) -> np.ndarray:  # bool (T, H, W), the masks of `segment(video, text, gate=False)`
     "The flow of the reference implementation: frames are encoded whenever they are needed."
     frames = video.frames(range(len(video)))
-    logits = model.clip.logits(model.clip.encode_frames(frames), [text])[0]
+    logits = model.scorer.logits(model.scorer.encode_frames(frames), [text])[0]
     candidates = candidate_frames(len(video), anchor_frame(logits))
-    tokens, _ = model.encoder(model.encoder.see(frames[candidates]), text, candidates)
+    visual = model.encoder.encode_frames(frames[candidates])
+    tokens, _ = model.encoder(visual, text, candidates)
     fused, weights = tda(tokens.seg, tokens.tak)
     occlusion, masks = score_with_new_states(model, frames, candidates, fused)
     keyframe, _ = select_keyframe(candidates, occlusion, weights, logits.softmax(0)[candidates])
     features = model.sam2.encode(frames)
-    mask = model.sam2.enlarge(masks[candidates.index(keyframe)], features, prompt=True)[0]
-    return model.sam2.enlarge(model.sam2.propagate(features, keyframe, mask), features).numpy()
+    mask = model.sam2.resize_masks(masks[candidates.index(keyframe)], features, prompt=True)[0]
+    return model.sam2.resize_masks(model.sam2.propagate(features, keyframe, mask), features).numpy()
 
 # %% ../nbs/engine/80_bench.ipynb #f2035055
 @torch.no_grad()

@@ -35,7 +35,7 @@ from vrshq_nb.metrics import (
     object_scores,
     robustness,
 )
-from .model import VRSHQ, EncodedVideo
+from .model import VRSHQ, EncodedVideo, visual_features
 from .report import prediction_sheet, report
 from .video import BAD_PICTURE, image_size
 from .files import VRSError, atomic_path, reason
@@ -48,8 +48,8 @@ class UnusablePrediction(VRSError):
 # %% ../nbs/engine/79_evaluate.ipynb #9198c564
 def read_mask(
     path: Path,  # of a PNG
-) -> np.ndarray:  # uint8 (H, W): gray values, or numbers of a palette
-    """The values of a mask file; the brightest channel where the picture has colors, or a palette
+) -> np.ndarray:  # uint8 (H, W): grey values, or numbers of a palette
+    """The values of a mask file; the brightest channel where it has colours, or a palette
     that does not begin with black. `UnusablePrediction` where the file is missing or no picture."""
     try:
         with Image.open(path) as im:
@@ -304,8 +304,9 @@ class ModelSource:
     def encode(self, data: VRSDataset, video: str) -> EncodedVideo:
         "Everything that the sentences about a video share."
         shared = self.model.encode(data.video(video))
-        for i in range(0, len(shared.video), 16):
-            self.model.cells(shared, list(range(i, min(i + 16, len(shared.video)))))
+        T = len(shared.video)
+        for i in range(0, T, 16):
+            visual_features(self.model, shared, range(i, min(i + 16, T)))
         return shared
 
     def predict(
@@ -574,12 +575,12 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
         writer.writerows(rows)
 
 # %% ../nbs/engine/79_evaluate.ipynb #afd34c36
-def frames_or_gray(
+def frames_or_grey(
     data: VRSDataset,
     video: str,
     frames: Sequence[int],  # n indices
 ) -> np.ndarray:  # uint8 (n, H, W, 3)
-    "Some frames of a video; gray ones where they cannot be read."
+    "Some frames of a video; grey ones where they cannot be read."
     try:
         return data.video(video).frames(frames)
     except VRSError:
@@ -598,7 +599,7 @@ def sample_picture(
     pred, true = read_prediction(folder, data, sample) > 0, data.masks(sample)
     largest = int((pred.sum((1, 2)) + true.sum((1, 2))).argmax())
     pick = pick_frames(len(pred), min(n, len(pred)), largest)
-    frames = frames_or_gray(data, sample.video, pick)
+    frames = frames_or_grey(data, sample.video, pick)
     return prediction_sheet(frames, pred[pick], true[pick], [entry.frames[t] for t in pick])
 
 # %% ../nbs/engine/79_evaluate.ipynb #f0b9b31e
