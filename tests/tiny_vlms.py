@@ -1,4 +1,4 @@
-"""What the tests of `backbones` share: tiny checkpoints in the real formats of five families, a clip, a short training."""
+"What the tests of published models share: tiny checkpoints of five families, a clip, a training."
 
 import json
 from functools import cache
@@ -9,9 +9,11 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from vrshq_nb.backbones import TINY, answer_loss, from_backbones, tiny_vlm
+from vrshq_nb import VRSHQ
 from vrshq_nb.minivrs import MiniVRS
 from vrshq_nb.tda import tda
+from vrshq_nb.tiny import TINY, tiny_vlm
+from vrshq_nb.vlm_encoder import answer_loss
 from vrshq_nb.losses import bce_loss, dice_loss, object_loss
 
 FAMILIES = tuple(TINY)
@@ -27,7 +29,7 @@ def checkpoint(family):
 
 @cache
 def clip():
-    "(clip, sentence, bool [T, H, W] of what it means)"
+    "(clip, sentence, bool (T, H, W) of what it means)"
     clip = MiniVRS("val", seed=14)[67]
     meant = next(e for e in clip.expressions if e.targets)
     return clip, meant.text, clip.masks(meant)
@@ -55,17 +57,17 @@ def clip_name():
 def tiny_model(family, seed=0, **options):
     "A tiny language model of a family between nano's SAM 2 and CLIP."
     torch.manual_seed(seed)
-    return from_backbones(checkpoint(family), sam2="nano", clip="nano", **options)
+    return VRSHQ.from_backbones(checkpoint(family), sam2="nano", clip="nano", **options)
 
 
-def loss_of(model, cells, features, text, true):
-    "The paper's loss and the object logit's, for frames `CHOSEN`."
-    reading = model.encoder.read(cells, text)
-    tokens = model.encoder.tokens(reading.hidden, reading.ids, len(cells))
-    out = model.sam2.decode(features, range(len(cells)), tda(tokens.seg, tokens.tak)[0])
+def loss_of(model, visual, features, text, true):
+    "The paper's loss and the occlusion score's, for frames `CHOSEN`."
+    states = model.encoder.answer_states(visual, text)
+    tokens = model.encoder.project_tokens(states.hidden, states.ids, len(visual))
+    out = model.sam2.decode(features, range(len(visual)), tda(tokens.seg, tokens.tak)[0])
     logits = F.interpolate(out.raw[:, None], true.shape[-2:], mode="bilinear")[:, 0]
     return (
-        answer_loss(model.encoder, reading)
+        answer_loss(model.encoder, states)
         + 2 * bce_loss(logits, true.float())
         + 0.5 * dice_loss(logits, true.float())
         + object_loss(out.object_logit, true.flatten(1).any(1))
@@ -76,17 +78,15 @@ def train(model, steps=25, lr=3e-4):
     "Losses of a few steps on one sentence."
     video, text, true = clip()
     with torch.no_grad():
-        cells, features = (
-            model.encoder.see(video.frames[CHOSEN]),
-            model.sam2.encode(video.frames[CHOSEN]),
-        )
+        visual = model.encoder.encode_frames(video.frames[CHOSEN])
+        features = model.sam2.encode(video.frames[CHOSEN])
     optimizer = torch.optim.AdamW(
         [p for p in model.parameters() if p.requires_grad], lr, weight_decay=0
     )
     losses = []
     model.train()
     for _ in range(steps):
-        loss = loss_of(model, cells, features, text, torch.as_tensor(true[CHOSEN]))
+        loss = loss_of(model, visual, features, text, torch.as_tensor(true[CHOSEN]))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -97,7 +97,7 @@ def train(model, steps=25, lr=3e-4):
 
 @cache
 def trained(family):
-    "(model, its losses, its state before, its result): trained once for all tests, not to be changed."
+    "(model, losses, state before, result): trained once for all tests, not to be changed."
     model = tiny_model(family)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     losses = train(model)

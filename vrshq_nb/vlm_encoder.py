@@ -155,7 +155,7 @@ def new_rows(
 # %% ../nbs/engine/91_vlm_encoder.ipynb #f37aeb20
 LORA = dict(r=8, alpha=16, dropout=0.05, targets=("q_proj", "v_proj"))  # VRS-HQ, section 4.1
 
-# %% ../nbs/engine/91_vlm_encoder.ipynb #550af5bf
+# %% ../nbs/engine/91_vlm_encoder.ipynb #39a791ca
 def attach_lora(
     language_model: nn.Module,  # changed in place
     r: int = LORA["r"],  # rank
@@ -174,7 +174,7 @@ def attach_lora(
     except ValueError as error:
         raise VRSError(f"LoRA cannot be attached ({explain(error)})") from error
 
-# %% ../nbs/engine/91_vlm_encoder.ipynb #81f1de5c
+# %% ../nbs/engine/91_vlm_encoder.ipynb #d67fa309
 @dataclass(frozen=True)
 class VLMOptions:
     "Choices about the language model. `VRSError` for a value that does not exist."
@@ -281,7 +281,7 @@ def features_are_listed(self: VLMEncoder) -> bool:
         self._listed = isinstance(out, (list, tuple))
     return self._listed
 
-# %% ../nbs/engine/91_vlm_encoder.ipynb #574e6204
+# %% ../nbs/engine/91_vlm_encoder.ipynb #fe231e8a
 @patch
 def encode_batch(
     self: VLMEncoder,
@@ -303,7 +303,7 @@ def encode_batch(
     shape = len(images), rows, -1, self.width
     return torch.stack([level.reshape(shape)[:n] for level in levels], 1)
 
-# %% ../nbs/engine/91_vlm_encoder.ipynb #127f97b9
+# %% ../nbs/engine/91_vlm_encoder.ipynb #757ca4fe
 @patch
 def encode_frames(
     self: VLMEncoder,
@@ -339,7 +339,7 @@ def frame_marks(
     at = [i for i, x in enumerate(ids) if x == self.image_id]
     return ids[: at[0]], len(at) // 2, ids[at[-1] + 1 :]
 
-# %% ../nbs/engine/91_vlm_encoder.ipynb #4e1f1fa3
+# %% ../nbs/engine/91_vlm_encoder.ipynb #80dcc30e
 @patch
 def render(
     self: VLMEncoder,
@@ -407,7 +407,7 @@ def multimodal_inputs(
         given["image_grid_thw"] = torch.tensor([grid] * len(visual), device=ids.device)
     return given
 
-# %% ../nbs/engine/91_vlm_encoder.ipynb #dd275988
+# %% ../nbs/engine/91_vlm_encoder.ipynb #f2d1dc62
 @patch
 def run_llm(
     self: VLMEncoder,
@@ -483,7 +483,7 @@ def generate(
         cache = {name: getattr(out, name)}
         out = self.vlm.base_model(input_ids=ids[-1][None], use_cache=True, **cache)
 
-# %% ../nbs/engine/91_vlm_encoder.ipynb #723048cf
+# %% ../nbs/engine/91_vlm_encoder.ipynb #30cf3428
 @patch
 @torch.no_grad()
 def write(
@@ -531,12 +531,12 @@ def answer_loss(
     scores = encoder.vlm.get_output_embeddings()(states.hidden[states.start - 1 : -1])
     return F.cross_entropy(scores.float(), states.ids[states.start :])
 
-# %% ../nbs/engine/91_vlm_encoder.ipynb #d37110cf
+# %% ../nbs/engine/91_vlm_encoder.ipynb #9e42a3f3
 def count_parameters(module: nn.Module) -> int:
     "Number of parameters."
     return sum(p.numel() for p in module.parameters())
 
-# %% ../nbs/engine/91_vlm_encoder.ipynb #625fb83c
+# %% ../nbs/engine/91_vlm_encoder.ipynb #fcbaf79a
 @patch
 def parameter_groups(self: VLMEncoder) -> dict[str, int]:  # part -> number of parameters
     "The parameters by part; together they are all of the encoder's."
@@ -551,7 +551,7 @@ def parameter_groups(self: VLMEncoder) -> dict[str, int]:  # part -> number of p
         "projection": count_parameters(self.project),
     }
 
-# %% ../nbs/engine/91_vlm_encoder.ipynb #2160aaa6
+# %% ../nbs/engine/91_vlm_encoder.ipynb #bef59a1e
 @patch
 def cost(
     self: VLMEncoder,
