@@ -604,7 +604,7 @@ def model_info(
     "What a model is made of and needs, versions, and what it could run on here."
     about, memory = model_files(name), device_memory()
     if video or not about["parameters"]:  # the shapes have to be built
-        from vrshq_nb.backbones import describe_model
+        from vrshq_nb.describe import describe_model
 
         about |= describe_model(name, video or 32)
     fits = {}
