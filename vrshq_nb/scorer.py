@@ -191,7 +191,7 @@ def scorer_from_config(
 
 # %% ../nbs/engine/72_scorer.ipynb #7e92b653
 def blank_scorer(
-    name: str,  # of `open_clip.list_models()`
+    name: str,  # as for `scorer_pretrained`
     weights: str | None,  # a tag of `open_clip.list_pretrained()`: its mean and std are taken
     fit: str,  # see `fit_frames`
 ) -> FrameTextScorer:  # with random weights
@@ -222,17 +222,20 @@ def scorer_pretrained(
     name: str = "ViT-L-14-336-quickgelu",  # `open_clip.list_models()`, "hf-hub:…" or "local-dir:…"
     weights: str | None = "openai",  # `open_clip.list_pretrained()` or a file; None: random
     fit: str = "crop",  # see `fit_frames`
-    blank: bool = False,  # random weights, nothing is downloaded where open_clip knows `name`
+    blank: bool = False,  # random weights, in the shape of the published ones
 ) -> FrameTextScorer:
     "A published OpenCLIP model, downloaded where it is not there; `VRSError` where that fails."
     from open_clip import get_model_config
 
+    elsewhere = ":" in name  # "hf-hub:…" and "local-dir:…"
+    name = name if elsewhere else name.replace("/", "-")  # as open_clip reads "ViT-L/14"
+    if not elsewhere and get_model_config(name) is None:
+        raise VRSError(
+            f"cannot load the CLIP model {name!r}: open_clip does not know this name, "
+            "open_clip.list_models() says which there are"
+        )
     try:
-        if not blank:
-            return published_scorer(name, weights, fit)
-        if get_model_config(name) is None:  # "hf-hub:…" and "local-dir:…"
-            return published_scorer(name, None, fit)
-        return blank_scorer(name, weights, fit)
+        return (blank_scorer if blank else published_scorer)(name, weights, fit)
     except Exception as error:  # a name, a connection, a file, a pickle: open_clip raises anything
         raise VRSError(
             f"cannot load the CLIP model {name!r} with weights {weights!r} ({explain(error)}): "

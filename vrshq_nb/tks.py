@@ -187,10 +187,3 @@ def select_keyframe(
     ]
     candidates = [Candidate(int(f), *map(float, row)) for f, *row in zip(frames, *columns)]
     return candidates[int(scores.argmax())].frame, candidates
-
-# %% ../nbs/12_tks.ipynb #7e3907a2
-def __getattr__(name: str) -> object:
-    "Temporary: names that moved to `scorer`, until every page imports them from there."
-    from vrshq_nb import scorer
-
-    return getattr(scorer, name)
