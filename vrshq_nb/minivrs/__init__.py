@@ -2,20 +2,14 @@
 
 # `import x as x`: used by other modules of this package, not part of its public names.
 from .data import SPLITS, Clip, MiniVRS, make_clip, write_revos
-from .data import encode_mask as encode_mask
 from .scenes import OCCLUDERS, SCENES, add_occluder, add_scene, draw_occluder, draw_scene
 from .sentences import FACTS, LOOKS, RESTRICTORS, Expression, Restrictor, draw_expressions
 from .sentences import FAMILIES as FAMILIES
 from .sentences import Record as Record
 from .sentences import try_expression as try_expression
-from .sentences import wording as wording
 from .sprites import COLOURS, SPRITES, Pen, add_sprite, draw_sprite
 from .world import KINDS, MOTIONS, Kind, add_motion, held_out, make_world, render_world
 from .world import SIZES as SIZES
-from .world import Thing as Thing
-from .world import World as World
-from .world import paste as paste
-from .world import sprite as sprite
 
 __all__ = [
     "COLOURS",
