@@ -4,6 +4,8 @@ import json
 import pickle
 import re
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -1297,6 +1299,12 @@ def test_own_module(own, monkeypatch):
 def test_subclass_must_give_three_methods(tmp_path):
     with pytest.raises(NotImplementedError, match="read"):
         VRSDataset(tmp_path)
+
+
+def test_datasets_open_without_torch():
+    "`vrshq data` must not wait for torch."
+    code = "import sys, vrshq_nb.datasets; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 # ---- guessing --------------------------------------------------------------------------

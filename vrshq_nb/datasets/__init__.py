@@ -2,7 +2,6 @@
 
 from vrshq_nb.datasets.base import (
     ExpressionSample,
-    Sample,  # noqa: F401
     VideoEntry,
     VRSDataset,
     frame_names,

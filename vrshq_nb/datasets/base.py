@@ -18,7 +18,6 @@ from fastcore.basics import patch
 from pycocotools import mask as coco
 
 from ..files import VRSError, natural_key, reason
-from ..masks import from_rle
 from ..video import IMAGE_KINDS, Video, image_size, load_image
 
 # %% ../../nbs/engine/75_datasets.ipynb #d32b2412
@@ -31,9 +30,6 @@ class ExpressionSample:
     text: str
     type_id: int | None = None  # 0 referring, 1 reasoning, 2 no target; None: not given
     objects: tuple = ()  # ids of the target objects, as the dataset has them
-
-# %% ../../nbs/engine/75_datasets.ipynb #a76e0bff
-Sample = ExpressionSample  # until the last page has the new name
 
 # %% ../../nbs/engine/75_datasets.ipynb #58d0169f
 @dataclass(frozen=True)
@@ -230,7 +226,7 @@ def rle_mask(
     "One mask. A code that does not fit is a `VRSError`."
     if code.value is None:
         return np.zeros(size, bool)
-    return from_rle(check_rle(code, size))
+    return coco.decode(check_rle(code, size)).astype(bool)
 
 # %% ../../nbs/engine/75_datasets.ipynb #428cc3ec
 def short_name(path: Path, root: Path) -> str:
