@@ -1,7 +1,8 @@
 """Video reasoning segmentation, one notebook per stage: `VRSHQ`, `Video`, `MiniVRS`.
 
-Importing the package is instant: a public name loads its module, and with it torch, when it is first used.
+Importing the package is instant: a public name loads its module, and with it torch, at first use.
 """
+
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,13 @@ if TYPE_CHECKING:  # for editors and checkers only; never executed
     from .model import VRSHQ, Segmentation
     from .video import Video
 
-_HOME = {"MiniVRS": "minivrs", "Segmentation": "model", "VRSError": "files", "VRSHQ": "model", "Video": "video"}
+_HOME = {
+    "MiniVRS": "minivrs",
+    "Segmentation": "model",
+    "VRSError": "files",
+    "VRSHQ": "model",
+    "Video": "video",
+}
 
 
 def __getattr__(name):

@@ -1,4 +1,5 @@
-"`python -m vrshq_nb` is the program `vrshq`; so is `accelerate launch -m vrshq_nb`, in several processes."
+"`python -m vrshq_nb` is the program `vrshq`; `accelerate launch -m vrshq_nb` runs several."
+
 from .cli import main
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ __all__ = ['main']
 # %% ../nbs/engine/89_cli.ipynb #264b1863
 import argparse
 import importlib.metadata
+import io
 import json
 import logging
 import os
@@ -171,8 +172,8 @@ def main(
     "The program `vrshq`."
 
     def job() -> None:
-        with suppress(AttributeError):
-            sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that lacks a letter
+        if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may lack a letter
+            sys.stdout.reconfigure(errors="backslashreplace")
         args, more = build_parser().parse_known_args(argv)
         if more and (not hasattr(args, "text") or any(word.startswith("-") for word in more)):
             raise VRSError(f"unknown argument {more[0]!r} (see vrshq {args.command} --help)")
@@ -278,7 +279,7 @@ def read_sentences(
     "The sentences of a command line. `VRSError` for one that is empty or too long."
     from vrshq_nb.tokens import clean_expression
 
-    with suppress(AttributeError):
+    if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")
     given = []
     for text in texts:
@@ -500,7 +501,7 @@ def demo_command(args: Namespace) -> None:
     (out / "clips").mkdir(parents=True, exist_ok=True)
     print(f"{'clip':<13} {'sentence':<49} {'keyframe':>8} {'J':>6} {'F':>6}   found", flush=True)
     while sample:
-        rows.append(demo_row(model, *sample, out))
+        rows.append(demo_row(model, *sample, folder=out))
         print(table_line(rows[-1]), flush=True)
         sample = next(samples, None)
     print(mean_line(rows))
@@ -581,7 +582,8 @@ def model_files(
 ) -> dict[str, Any]:  # ready for json
     "What a model's files say: parts, parameters, bytes by dtype, configuration."
     folder = find_weights(name)
-    config, parts, megabytes = read_config(folder), {}, 0.0
+    config, megabytes = read_config(folder), 0.0
+    parts: dict[str, int] = {}
     for path in sorted(folder.glob("*.bin")):
         megabytes += path.stat().st_size / 1e6
     for path in sorted(folder.glob("*.safetensors")):
@@ -668,7 +670,7 @@ DTYPE_HELP = "of the language model (default: as stored)"
 @command(
     "the released VRS-HQ checkpoint as one safetensors folder of this package",
     """vrshq convert VRS-HQ-Chat-UniVi-7B vrshq_7b
-       vrshq convert VRS-HQ-Chat-UniVi-7B vrshq_7b --dtype bf16 --clip clip-vit-large-patch14-336""",
+       vrshq convert VRS-HQ-Chat-UniVi-7B vrshq_7b --dtype bf16 --clip clip-vit-large""",
     arg("checkpoint", metavar="CHECKPOINT", help=CHECKPOINT_HELP),
     arg("out", metavar="OUT", help="folder to be made; vrshq segment --model OUT uses it"),
     arg("--dtype", choices=("fp32", "bf16", "fp16"), help=DTYPE_HELP),

@@ -144,7 +144,7 @@ class Stopwatch:
                 item = next(iterator, end)
             if item is end:
                 return
-            yield item  # type: ignore[misc]
+            yield item
 
 # %% ../nbs/14_model.ipynb #5d9075ee
 @dataclass

@@ -93,7 +93,7 @@ def sample_clips(
     for sample in SAMPLES:
         if names and sample.name not in names:
             continue
-        clip = MiniVRS(SAMPLE_SPLIT, n=sample.index + 1, seed=SAMPLE_SEED)[sample.index]
+        clip: Any = MiniVRS(SAMPLE_SPLIT, n=sample.index + 1, seed=SAMPLE_SEED)[sample.index]
         sentence = re.escape(sample.text)
         yield sample.name, clip, next(matching_expressions(clip.record, sample.family, sentence))
 
