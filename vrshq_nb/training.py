@@ -139,6 +139,7 @@ def run_stage(
     lr: float,  # the highest learning rate
     device: torch.device | str = "cpu",
     every: int = 50,  # steps between two checkpoints and lines of the log
+    progress: bool = True,  # show a bar
     **schedule_options: Any,  # warmup, final_rate of `make_optimiser`
 ) -> None:
     "Train a stage. Stopped and started again, it ends at the same weights, to the last bit."
@@ -150,7 +151,8 @@ def run_stage(
     first, before = resume(path, modules, optimiser, schedule)
     cut_log(log, first)
     sums: dict[str, list[float]] = {}
-    for n in tqdm(range(first, steps), initial=first, total=steps, desc=name, mininterval=5):
+    bar = {"initial": first, "total": steps, "desc": name, "mininterval": 5}
+    for n in tqdm(range(first, steps), disable=not progress, **bar):
         with default_device(device):
             loss, numbers = step(n)
         update(loss, parameters, optimiser, schedule)
@@ -189,6 +191,7 @@ def run_stages(
     steps: dict[str, int],  # of each stage
     seed: int,
     device: torch.device | str,
+    progress: bool = True,  # show bars
     threads: int | None = None,  # of this process; None: as they are
 ) -> None:
     "Some stages, one after the other."
@@ -204,6 +207,7 @@ def run_stages(
             stage.step,
             stage.lr,
             device,
+            progress=progress,
             final_rate=stage.final_rate,
         )
 
@@ -254,6 +258,7 @@ def train_nano(
     seed: int = 0,
     device: torch.device | str = "cpu",
     jobs: int = 2,  # stages at the same time, each in its own process; 1: all in this process
+    progress: bool = True,  # show a bar for each stage
 ) -> Path:  # the folder of the model
     "Make nano from nothing. A stage continues from its checkpoint; a finished one is skipped."
     folder = Path(folder)
@@ -261,11 +266,11 @@ def train_nano(
     for columns in ROUNDS:
         if jobs == 1 or len(columns) == 1:
             for names in columns:
-                run_stages(names, folder, planned, seed, device)
+                run_stages(names, folder, planned, seed, device, progress)
             continue
         with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
             runs = [
-                pool.submit(run_stages, names, folder, planned, seed, device, 1)
+                pool.submit(run_stages, names, folder, planned, seed, device, progress, 1)
                 for names in columns
             ]
             for run in runs:
