@@ -123,7 +123,7 @@ def preprocess(
     self: FrameTextScorer,
     frames: np.ndarray | Tensor,  # uint8 (n, H, W, 3)
 ) -> Tensor:  # float (n, 3, S, S), on the model's device and in its precision
-    "Frames as CLIP was trained to see them."
+    "Frames as CLIP was trained with them."
     weight = next(self.clip.parameters())
     images = fit_frames(frames, self.image_size, self.fit)
     return normalize(images, self.mean, self.std, weight.device).to(weight.dtype)
