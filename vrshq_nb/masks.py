@@ -8,30 +8,33 @@ __all__ = ['upscale', 'to_rle', 'from_rle', 'load_masks']
 # %% ../nbs/engine/63_masks.ipynb #bdae2462
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import Image
 from pycocotools import mask as coco
-from torch import Tensor
-from torch.nn import functional as F
 
 # %% ../nbs/engine/63_masks.ipynb #99e43953
-from .video import BAD_PICTURE
 from .files import VRSError, reason
+from .video import BAD_PICTURE
+
+if TYPE_CHECKING:  # reading and writing masks must not wait for torch
+    from torch import Tensor
 
 # %% ../nbs/engine/63_masks.ipynb #5a53c7fc
 def upscale(
-    logits: Tensor,  # (T, h, w)
+    logits: "Tensor",  # (T, h, w)
     height: int,  # of the video, in pixels
     width: int,
     threshold: float | None = 0.0,  # masks are `logits > threshold`; None returns float logits
     chunk: int = 16,  # frames that are floats of full size at one time
-) -> Tensor:  # bool (T, height, width) on the CPU; float on the logits' device for threshold=None
+) -> "Tensor":  # bool (T, height, width) on the CPU; float where the logits are, if None
     "Mask logits at the video's own size: enlarged bilinearly, then cut at the threshold."
 
-    def resize(part: Tensor) -> Tensor:
+    import torch
+    from torch.nn import functional as F
+
+    def resize(part: torch.Tensor) -> torch.Tensor:
         part, size = part[:, None].float(), (height, width)
         return F.interpolate(part, size, mode="bilinear", align_corners=False)[:, 0]
 
