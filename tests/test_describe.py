@@ -61,6 +61,11 @@ def test_description_of_a_family(family, tmp_path):
     assert about["video"]["sequence"] == len(reading.ids) and about["video"][
         "visual_tokens"
     ] == int(reading.visual.sum())
+    linear = [m for m in model.encoder.language_model.modules() if type(m) is torch.nn.Linear]
+    few = sum(m.weight.numel() for m in linear)
+    lora = [x for n, x in model.encoder.language_model.named_parameters() if ".lora_" in n]
+    few -= sum(x.numel() for x in lora)
+    assert about["bytes"]["int8"] == about["bytes"]["bf16"] - few
     for whole in (True, False):
         assert (
             describe_model(model.save_pretrained(tmp_path / str(whole), whole=whole), 16, 256, 256)

@@ -271,6 +271,7 @@ def test_a_folder_of_an_earlier_version(tmp_path, whole):
     assert np.array_equal(same.masks, result.masks) and torch.equal(same.fused, result.fused)
 
 
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")  # peft itself
 @for_families
 def test_the_adapter_is_one_of_peft(family, tmp_path):
     from peft import PeftModel

@@ -7,6 +7,7 @@ __all__ = ['build', 'prepare', 'save', 'load']
 
 # %% ../nbs/30_vlm.ipynb #fb32cfd4
 import json
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -94,27 +95,37 @@ def build_scorer(
     return call_checked(scorer_pretrained, spec, blank=blank)
 
 # %% ../nbs/30_vlm.ipynb #6d4a1ea9
+def saved_processor(
+    home: Path,  # llm/ of a saved model
+) -> Any:
+    "The processor and tokenizer of a saved model. `VRSError` if they cannot be read."
+    try:
+        return load_processor(home)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise VRSError(
+            f"the processor in {home.parent.name}/llm cannot be read ({explain(error)}):"
+            " save the model again"
+        ) from error
+
+# %% ../nbs/30_vlm.ipynb #8d3c340a
 def build_parts(
     config: dict[str, Any],  # from `vlm_config`
     device: str | torch.device = "cpu",  # of the language model
     folder: Path | None = None,  # of a saved model: the processor is in its llm/
     blank: bool = False,  # random weights, to be filled
+    empty: AbstractContextManager | None = None,  # in which the published parts are made
 ) -> Parts:
     "The three parts. `VRSError` for one that cannot be loaded, and for unknown arguments."
     options = {k: v for k, v in config["llm"].items() if k != "name"}
     options, home = call_checked(VLMOptions, options), folder / "llm" if folder else None
     name = home if blank and home else config["llm"]["name"]
     dtype = getattr(torch, options.dtype) if options.dtype else None
-    vlm, processor = load_vlm(name, device, dtype, options.bits, blank)
-    if home:
-        try:
-            processor = load_processor(home)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise VRSError(
-                f"the processor in {home.parent.name}/llm cannot be read ({explain(error)}):"
-                " save the model again"
-            ) from error
-    sam2, scorer = build_sam2(config["sam2"], blank), build_scorer(config["clip"], blank)
+    with empty or nullcontext():
+        vlm, processor = load_vlm(name, device, dtype, options.bits, blank)
+        sam2, scorer = build_sam2(config["sam2"], blank), build_scorer(config["clip"], blank)
+    if empty:
+        vlm.tie_weights()  # a head that is the embedding table is a copy without memory until here
+    processor = saved_processor(home) if home else processor
     encoder = VLMEncoder(vlm, processor, sam2.hidden_dim, options)
     return Parts(encoder, sam2, scorer, config)
 
@@ -312,6 +323,5 @@ def load_shapes(
 
     folder = source if isinstance(source, Path) else None
     config = read_saved_config(folder) if folder else call_checked(vlm_config, source)
-    with init_empty_weights():
-        parts = build_parts(config, folder=folder, blank=True)
+    parts = build_parts(config, folder=folder, blank=True, empty=init_empty_weights())
     return prepare(parts, "meta")

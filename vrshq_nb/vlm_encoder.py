@@ -536,12 +536,17 @@ def count_parameters(module: nn.Module) -> int:
     "Number of parameters."
     return sum(p.numel() for p in module.parameters())
 
-# %% ../nbs/engine/91_vlm_encoder.ipynb #fcbaf79a
+# %% ../nbs/engine/91_vlm_encoder.ipynb #d9fc1118
+@patch(as_prop=True)
+def language_model(self: VLMEncoder) -> nn.Module:
+    return self.vlm.get_decoder()
+
+
 @patch
 def parameter_groups(self: VLMEncoder) -> dict[str, int]:  # part -> number of parameters
     "The parameters by part; together they are all of the encoder's."
     lora = sum(p.numel() for name, p in self.named_parameters() if ".lora_" in name)
-    decoder, body = map(count_parameters, (self.vlm.get_decoder(), self.vlm.base_model))
+    decoder, body = map(count_parameters, (self.language_model, self.vlm.base_model))
     return {
         "language model": decoder - lora,
         "vision tower and connector": body - decoder,
