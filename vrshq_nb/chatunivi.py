@@ -288,6 +288,8 @@ def cost(
     self: ChatUniViEncoder,
     text: str,  # the expression
     n_frames: int,  # T'
+    height: int = 0,  # of a frame; every size becomes the same number of tokens
+    width: int = 0,
 ) -> tuple[int, int]:  # visual tokens of a frame, tokens in all
     "What a sentence about n frames costs the language model."
     visual = sum(int(n) for n, _ in self.config["levels"])
