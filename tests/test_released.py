@@ -555,7 +555,7 @@ def test_the_functions_for_both_formats_agree(tmp_path, checkpoint, model):
 
 
 def test_info_and_convert(tmp_path, checkpoint, capsys):
-    assert cli.main(["info", str(checkpoint), "--json", "--frames", "40"]) == 0
+    assert cli.main(["info", str(checkpoint), "--json", "--video", "40"]) == 0
     about = json.loads(capsys.readouterr().out)
     assert about["parameters"] == sum(about["parts"].values()) > 1e5
     assert about["bytes"]["bf16"] == 2 * about["parameters"]
