@@ -52,7 +52,7 @@ class MaskPredictor(Protocol):
         "Image features of uint8 frames (n, H, W, 3), each frame encoded once."
         ...
 
-    def decode(self, features: Features, t: Sequence[int], token: Tensor) -> MaskOutput:
+    def decode(self, features: Features, t: int | Sequence[int], token: Tensor) -> MaskOutput:
         "Masks of a token (1, D) on frames `t`, without memory, and their occlusion scores."
         ...
 
