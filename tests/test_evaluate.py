@@ -917,7 +917,7 @@ def test_missing_ones_are_named_on_standard_error(small, tmp_path, capsys):
     [
         ([], "--dataset"),
         (["--dataset", "revos"], "folder"),
-        (["--dataset", "coco"], "no data set"),
+        (["--dataset", "coco"], "no dataset"),
         (["--dataset", "minivrs", "--root", "x"], "drawn"),
         (["--dataset", "minivrs", "--split", "nope"], "split"),
         (["--dataset", "minivrs", "--set", "beta=1"], "beta"),
