@@ -565,7 +565,7 @@ def test_info_and_convert(tmp_path, checkpoint, capsys):
     ours = str(tmp_path / "ours")
     assert cli.main(["convert", str(checkpoint), ours, "--dtype", "fp32"]) == 0
     assert "ours" in capsys.readouterr().out
-    assert cli.main(["info", ours]) == 0
+    assert cli.main(["info", ours, "--video", "40"]) == 0
     assert f"{about['parameters']:,}" in capsys.readouterr().out
     assert cli.main(["convert", str(tmp_path / "nowhere"), str(tmp_path / "out")]) == 2
     assert not (tmp_path / "out").exists()
