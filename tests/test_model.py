@@ -12,6 +12,7 @@ from vrshq_nb.folders import find_weights
 from vrshq_nb.masks import load_masks
 from vrshq_nb.minivrs import make_clip
 from vrshq_nb.model import Options, Segmentation, Stopwatch
+from vrshq_nb.tokens import TemporalTokens
 from vrshq_nb.weights import find_device, own_state, weight_problems
 
 TEXTS = [
@@ -467,3 +468,46 @@ def test_every_tensor_is_written_once(model):
     assert len(pointers) == len(set(pointers)) and {
         whole[k].data_ptr() for k in whole.keys() - own.keys()
     } <= set(pointers)
+
+
+class Broken:
+    "A part whose answers have the wrong shape."
+
+    def __init__(self, part, **answers):
+        self.part, self.answers = part, answers
+
+    def encode_frames(self, frames):
+        return self.answers.get("rows", self.part.encode_frames)(frames)
+
+    def logits(self, frame_features, texts):
+        return self.answers["logits"](self.part.logits(frame_features, texts))
+
+    def __call__(self, visual, text, frames):
+        tokens, answer = self.part(visual, text, frames)
+        return self.answers.get("tokens", lambda t: t)(tokens), answer
+
+
+def wider(tokens):
+    seg, tak = (torch.nn.functional.pad(x, (0, 1)) for x in (tokens.seg, tokens.tak))
+    return TemporalTokens(seg, tak, tokens.frames)
+
+
+def test_a_part_with_answers_of_another_shape_is_named(model, clip):
+    scorer = Broken(model.scorer, logits=lambda x: x.T)
+    with pytest.raises(VRSError, match=r"frame scorer must give logits \(1, 24\)"):
+        VRSHQ(model.encoder, model.sam2, scorer).segment(clip.frames, "the cat")
+    with pytest.raises(VRSError, match=r"token encoder must give seg \(8, 128\)"):
+        encoder = Broken(model.encoder, tokens=wider)
+        VRSHQ(encoder, model.sam2, model.scorer).segment(clip.frames, "the cat")
+    with pytest.raises(VRSError, match="rows of features"):
+        encoder = Broken(model.encoder, rows=lambda frames: model.encoder.encode_frames(frames[1:]))
+        VRSHQ(encoder, model.sam2, model.scorer).segment(clip.frames, "the cat")
+
+
+def test_a_part_that_lacks_a_method_is_refused(model):
+    with pytest.raises(VRSError, match="scorer, a object, has no 'encode_frames'"):
+        VRSHQ(model.encoder, model.sam2, object())
+    with pytest.raises(VRSError, match="has no 'logits'"):
+        VRSHQ(model.scorer, model.sam2, model.encoder)
+    with pytest.raises(VRSError, match="class BrightnessScorer"):
+        VRSHQ(model.encoder, model.sam2, BrightnessScorer)

@@ -56,6 +56,7 @@ class VRSHQ(nn.Module):
         config: dict[str, Any] | None = None,  # of config.json; None: the parts cannot be saved
     ) -> None:
         super().__init__()
+        check_parts(encoder, sam2, scorer)
         self.encoder, self.sam2, self.scorer = encoder, sam2, scorer
         self.config = dict(config or {})
         self.autocast: torch.dtype | None = None  # of the encoders; None: bf16 on CUDA, else off
@@ -158,6 +159,22 @@ class EncodedVideo:
     timings: dict[str, float] = field(default_factory=dict)  # seconds a stage
 
 # %% ../nbs/14_model.ipynb #c3b3354f
+def check_parts(encoder: Any, sam2: Any, scorer: Any) -> None:
+    "A `VRSError` for a part that lacks a method of its protocol."
+    wanted = {"encoder": TokenEncoder, "sam2": MaskPredictor, "scorer": FrameScorer}
+    for (name, protocol), part in zip(wanted.items(), (encoder, sam2, scorer)):
+        if isinstance(part, type):
+            raise VRSError(f"{name} is the class {part.__name__}: give an object of it")
+        members = [m for m in vars(protocol) if not m.startswith("_")]
+        members += list(getattr(protocol, "__annotations__", {}))
+        lost = [member for member in members if not hasattr(part, member)]
+        if lost or not isinstance(part, protocol):
+            what = f"has no {lost[0]!r}" if lost else "cannot be called"
+            raise VRSError(
+                f"{name}, a {type(part).__name__}, {what}: see the protocol {protocol.__name__}"
+            )
+
+
 def check_ready(model: nn.Module) -> None:
     "A `VRSError` for a model in training mode: encoding a video would change it."
     if model.training:
@@ -208,6 +225,10 @@ def visual_features(
     new = [t for t in frames if t not in encoded.visual]
     if new:
         rows = model.encoder.encode_frames(encoded.video.frames(new))
+        if len(rows) != len(new):
+            raise VRSError(
+                f"the token encoder gave {len(rows)} rows of features for {len(new)} frames"
+            )
         encoded.visual.update(zip(new, rows))
     return torch.stack([encoded.visual[t] for t in frames])
 
@@ -261,9 +282,14 @@ def propose_frames(
     options: Options,  # k, sampling, seed
 ) -> tuple[Tensor, int, list[int]]:  # the scorer's logits (T,), the anchor, candidate frames (T',)
     "Stage 3, steps 1 and 2: which frames the language model gets (VRS-HQ, section 3.2)."
-    logits = model.scorer.logits(encoded.clip, [text])[0].float().cpu()
+    scores, n, seed = model.scorer.logits(encoded.clip, [text]), len(encoded.features), options.seed
+    if not torch.is_tensor(scores) or scores.shape != (1, n):
+        got = list(getattr(scores, "shape", [])) or type(scores).__name__
+        raise VRSError(
+            f"the frame scorer must give logits (1, {n}), a tensor, for one sentence, not {got}"
+        )
+    logits = scores[0].float().cpu()
     anchor = anchor_frame(logits)
-    n, seed = len(logits), options.seed
     frames = candidate_frames(n, anchor, options.k, options.sampling, logits, seed)
     return logits, anchor, frames
 
@@ -279,6 +305,12 @@ def encode_tokens(
         visual = visual_features(model, encoded, frames)
         tokens, answer = model.encoder(visual, text, list(frames))
     seg, tak = tokens.seg.float().cpu(), tokens.tak.float().cpu()
+    n, width = len(frames), model.sam2.hidden_dim
+    if seg.shape != (n, width) or tak.shape != (1, width):
+        got = f"seg {list(seg.shape)} and tak {list(tak.shape)}"
+        raise VRSError(
+            f"the token encoder must give seg ({n}, {width}) and tak (1, {width}), not {got}"
+        )
     return TemporalTokens(seg, tak, list(frames)), answer
 
 # %% ../nbs/14_model.ipynb #517be965
