@@ -7,7 +7,7 @@ __all__ = ['ExpressionSample', 'VideoEntry', 'frame_names', 'picture_file', 'VRS
 
 # %% ../../nbs/engine/75_datasets.ipynb #5896c884
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from json import loads
 from pathlib import Path
@@ -137,7 +137,7 @@ def picture_file(folder: Path, frame: str) -> Path:
 class FilesReader:
     "Exactly these pictures in exactly this order, each opened when it is asked for."
 
-    fps = None  # files do not say
+    fps: float | None = None  # files do not say
 
     def __init__(self, files: Sequence[Path]):
         self.files, self.n_frames = list(files), len(files)
@@ -148,9 +148,10 @@ class FilesReader:
             return self.files[i]
         raise VRSError(f"frame {i} is missing: there is no file {self.files[i]}; copy it again")
 
-    def read(self, indices: Sequence[int]) -> np.ndarray:  # uint8 (n, H, W, 3)
-        frames = [load_image(self.file(i)) for i in indices]
-        for i, f in zip(indices, frames):
+    def read(self, indices: Iterable[int]) -> np.ndarray:  # uint8 (n, H, W, 3)
+        wanted = list(indices)
+        frames = [load_image(self.file(i)) for i in wanted]
+        for i, f in zip(wanted, frames):
             if f.shape[:2] != (self.height, self.width):
                 size, first = f"{f.shape[1]}x{f.shape[0]}", f"{self.width}x{self.height}"
                 raise VRSError(
@@ -208,7 +209,8 @@ def check_rle(
         raise code["size"].error(f"is {w}x{h}, but the video is {size[1]}x{size[0]}")
     counts = code["counts"].of(str, bytes, list)
     try:
-        rle = {"size": [h, w], "counts": counts.encode() if isinstance(counts, str) else counts}
+        packed = counts.encode() if isinstance(counts, str) else counts
+        rle: dict[str, Any] = {"size": [h, w], "counts": packed}
         if isinstance(counts, list):
             rle = coco.frPyObjects(rle, h, w)
         runs = run_lengths(rle["counts"])
@@ -262,12 +264,14 @@ class VRSDataset:
 
     def __init__(
         self,
-        root: str | Path,  # the dataset's folder
+        root: str | Path | None,  # the dataset's folder; None: a `VRSError`
         split: str | None = None,  # None: the first of `splits`
     ):
         if root is None:
             raise VRSError(f"{self.name} needs its folder: give the path")
-        self.root, self.files, self.last = Path(root).expanduser(), {}, (None, None)
+        self.root = Path(root).expanduser()
+        self.files: dict[str, Field | VRSError] = {}  # read so far; errors are kept, too
+        self.last: tuple[Any, Any] = (None, None)  # see `keep`
         if not self.root.is_dir():
             raise VRSError(f"there is no folder {str(root)!r}: check the path")
         self.open_split(split)
@@ -295,9 +299,10 @@ def json(
             self.files[file] = read_json(self.root, file)
         except VRSError as e:
             self.files[file] = e
-    if isinstance(self.files[file], VRSError):
-        raise self.files[file]
-    return self.files[file]
+    found = self.files[file]
+    if isinstance(found, VRSError):
+        raise found
+    return found
 
 # %% ../../nbs/engine/75_datasets.ipynb #a76e0bd3
 @patch
@@ -365,7 +370,7 @@ def __iter__(self: VRSDataset) -> Iterator[ExpressionSample]:
 
 @patch
 def __repr__(self: VRSDataset) -> str:
-    size = f"{len(self.videos)} videos, {len(self)} sentences"
+    size = f"{len(self.videos)} videos, {len(self.samples)} sentences"
     return f"{type(self).__name__}({self.split!r}: {size}{'' if self.has_truth else ', no masks'})"
 
 # %% ../../nbs/engine/75_datasets.ipynb #a76e0be0

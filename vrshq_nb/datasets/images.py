@@ -172,7 +172,7 @@ class RefCOCO(VRSDataset):
     "RefCOCO (Yu et al., ECCV 2016), in the layout that LISA uses: phrases about COCO's images."
 
     name = "refcoco"
-    splits = ("val", "testA", "testB", "test", "train")  # of these, what the file holds
+    splits: tuple[str, ...] = ("val", "testA", "testB", "test", "train")  # those in the file
     layout = (
         "refer_seg/refcoco/{instances.json, refs(unc).p}, "
         "refer_seg/images/mscoco/images/train2014/<image>.jpg"

@@ -20,7 +20,7 @@ from .videos import MeViS, MiniVRSData, ReasonVOS, RefDAVIS17, RefYouTubeVOS, Re
 from ..files import VRSError, reason
 
 # %% ../../nbs/engine/92_open_datasets.ipynb #5fbc4924
-DATASETS = {
+DATASETS: dict[str, type[VRSDataset]] = {
     c.name: c
     for c in (
         ReVOS,
@@ -42,6 +42,8 @@ def import_file(file: Path) -> ModuleType:
     if not file.is_file():
         raise VRSError(f"there is no file {str(file)!r}: check the path")
     spec = importlib.util.spec_from_file_location(f"user_{file.stem}", file)
+    if spec is None or spec.loader is None:
+        raise VRSError(f"{str(file)!r} is no Python file: its name must end in .py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses and pickle look there
     spec.loader.exec_module(module)

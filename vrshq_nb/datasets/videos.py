@@ -38,13 +38,14 @@ from ..video import BAD_PICTURE, Video
 # %% ../../nbs/engine/76_video_datasets.ipynb #b76e0009
 def stated_size(v: Field) -> tuple[int, int] | None:
     "(height, width) of a video as the json states it; None where it does not."
-    sides = [v.get(side) and side_length(v[side]) for side in ("height", "width")]
-    return (sides[0], sides[1]) if all(sides) else None
+    sides = [side_length(v[side]) for side in ("height", "width") if v.get(side)]
+    return (sides[0], sides[1]) if len(sides) == 2 else None
 
 
 def optional_type(e: Field) -> int | None:
     "The `type_id` of an expression; None where it is not given."
-    return e.get("type_id") and e["type_id"].of(int)
+    type_id = e.get("type_id")
+    return type_id.of(int) if type_id else None
 
 # %% ../../nbs/engine/76_video_datasets.ipynb #683a13b8
 def read_expressions(
