@@ -244,7 +244,7 @@ def test_an_openclip_model(tmp_path):
     assert {k: v.shape for k, v in blank.state_dict().items()} == {
         k: v.shape for k, v in scorer.state_dict().items()
     }
-    assert torch.equal(blank.mean, scorer.mean) and blank.image_size == scorer.image_size
+    assert blank.mean == scorer.mean and blank.image_size == scorer.image_size
     model = VRSHQ.from_backbones(checkpoint("qwen2_5_vl"), sam2="nano", clip=spec)
     result = model.segment(clip()[0].frames, TEXT, gate=False)
     again = VRSHQ.from_pretrained(model.save_pretrained(tmp_path / "model")).segment(

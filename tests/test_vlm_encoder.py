@@ -65,7 +65,7 @@ def own_inputs(encoder, frames, text):
 def test_import_is_light():
     code = """
 import sys, vrshq_nb.vlm
-late = "peft", "accelerate", "bitsandbytes", "transformers.models.qwen3_vl.modeling_qwen3_vl"
+late = "peft", "bitsandbytes", "transformers.models.qwen3_vl.modeling_qwen3_vl"
 print([m for m in late if m in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
