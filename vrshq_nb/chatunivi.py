@@ -29,7 +29,7 @@ from vrshq_nb.files import VRSError
 from vrshq_nb.llama_tokenizer import IMAGE_ID, LegacyLlamaTokenizer
 from vrshq_nb.losses import bce_loss, dice_loss
 from vrshq_nb.masks import upscale
-from vrshq_nb.mdp import Features, TokenPredictor, sam2_from_config
+from vrshq_nb.mdp import Features, TokenPredictor
 from vrshq_nb.tda import tda
 from vrshq_nb.tokens import (
     IMAGE,

@@ -58,7 +58,7 @@ def count_parts(parts: Parts) -> dict[str, int]:  # part -> number of parameters
 # %% ../nbs/engine/85_describe.ipynb #21fe3f1a
 def weight_bytes(parts: Parts) -> dict[str, int]:  # dtype -> bytes
     "What the weights need; with int8 and int4 the language model's matrices, the rest in bf16."
-    encoder = parts.encoder
+    encoder: nn.Module = parts.encoder
     llm = getattr(encoder, "language_model", getattr(encoder, "llm", encoder))
     total = sum(count_parameters(part) for part in (encoder, parts.sam2, parts.scorer))
     few = 0
@@ -122,7 +122,7 @@ def describe_model(
 ) -> dict[str, Any]:  # ready for json
     "Parameters of every part, bytes by dtype, cost of a video. Nothing large is loaded."
     parts = skeleton(model) if isinstance(model, (str, Path, dict)) else model
-    modules = parts.encoder, parts.sam2, parts.scorer
+    modules: tuple[nn.Module, ...] = (parts.encoder, parts.sam2, parts.scorer)
     parameters = [p for module in modules for p in module.parameters()]
     return dict(
         parts=count_parts(parts),

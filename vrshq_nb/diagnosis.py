@@ -21,7 +21,7 @@ from vrshq_nb.files import VRSError
 from vrshq_nb.minivrs import FAMILIES, Clip, Expression
 from vrshq_nb.model import VRSHQ, EncodedVideo, Segmentation, encode_tokens
 from vrshq_nb.folders import find_weights
-from vrshq_nb.nano_teacher import QueryPart, Teacher, sentence_query
+from vrshq_nb.nano_teacher import Teacher, sentence_query
 from vrshq_nb.tda import tda
 from vrshq_nb.training import mean_interval, sentence_row
 

@@ -131,7 +131,7 @@ def score_masks(
         "intersection": int((masks & true & keep).sum()),
         "union": int(((masks | true) & keep).sum()),
     }
-    scores = {}
+    scores: dict[str, Any] = {}
     for name, values in (("J", jaccard(masks, true, void)), ("F", boundary_f(masks, true, void))):
         scores |= dict(zip((name, f"{name}_recall", f"{name}_decay"), mean_recall_decay(values)))
     scores["A"] = accuracy(pred, counts, raw=True)
@@ -435,10 +435,12 @@ def group_row(rows: Sequence[Row]) -> dict[str, Any] | None:  # percent; None wi
 def score_table(rows: Sequence[Row]) -> dict[str, dict[str, Any] | None]:  # group -> percent
     "Referring, reasoning, no_target and overall, as ReVOS defines them."
     table = {name: group_row([r for r in rows if r["type_id"] == t]) for name, t in GROUPS.items()}
-    halves = [table[name] for name in ("referring", "reasoning") if table[name]]
+    halves = [row for name in ("referring", "reasoning") if (row := table[name])]
     if not halves:
         return table | {"overall": group_row([r for r in rows if r["type_id"] is None])}
-    overall = {k: round(float(np.mean([g[k] for g in halves])), 4) for k in PERCENT}
+    overall: dict[str, Any] = {
+        k: round(float(np.mean([row[k] for row in halves])), 4) for k in PERCENT
+    }
     counted = [r for r in rows if r["type_id"] in (0, 1)]
     overall |= {"JF_interval": jf_interval(counted), "n": len(counted)}
     return table | {"overall": overall}
@@ -627,10 +629,10 @@ def choose_source(
     options: Mapping[str, Any] | None,  # of `VRSHQ.segment`
 ) -> FolderSource | ModelSource:
     "Where the masks come from. `VRSError` unless it is exactly one, and there."
-    if (model is None) == (predictions is None):
-        raise VRSError("give either a model or a folder of predictions")
-    if model is not None:
+    if model is not None and predictions is None:
         return ModelSource(model, out / "masks", dict(options or {}))
+    if model is not None or predictions is None:
+        raise VRSError("give either a model or a folder of predictions")
     folder = Path(predictions).expanduser()
     if not folder.is_dir():
         raise VRSError(f"there is no folder {str(predictions)!r} with predictions: check the path")

@@ -226,7 +226,7 @@ class LLMStates:
 
     video: Tensor  # (B, P, d), the last layer's, over the videos
     sentences: Tensor  # (B, S, L, d), the last layer's, over the sentences
-    layers: tuple[Tensor, ...] | None  # (B, P + S·L, d) of every layer, while training
+    layers: tuple[Tensor, ...]  # (B, P + S·L, d) of every layer; () unless training
 
 # %% ../nbs/engine/71_nano.ipynb #8e69b589
 @patch
@@ -251,7 +251,7 @@ def run_llm(
         **{self.cache_name: cache},
     )
     video, sentences = out.last_hidden_state.split([P, S * L], 1)
-    return LLMStates(video, sentences.reshape(B, S, L, -1), out.hidden_states)
+    return LLMStates(video, sentences.reshape(B, S, L, -1), out.hidden_states or ())
 
 # %% ../nbs/engine/71_nano.ipynb #14ab4458
 @patch

@@ -448,7 +448,8 @@ def track_batch(
             batch.track_rows += [torch.arange(first, first + length)] * stage.tracks
         for q in range(stage.queries):
             t = int(rng.integers(length))
-            query, meant = [NOTHING], []
+            query: list[QueryPart] = [NOTHING]
+            meant: list[int] = []
             if q > 0:
                 query, meant = random_query(clip.record, rng, int(frames[t]))
             batch.ask(first + t, query, object_masks(clip.ids[frames[t]], meant))

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vrshq_nb.mdp import TokenPredictor, sam2_from_config
+from vrshq_nb.mdp import TokenPredictor
 from vrshq_nb.minivrs import (
     COLOURS,
     FACTS,
@@ -27,7 +27,6 @@ from vrshq_nb.minivrs import (
     Record,
     draw_expressions,
     held_out,
-    make_clip,
 )
 from vrshq_nb.minivrs.scenes import SCENES, draw_scene
 from vrshq_nb.minivrs.sentences import wording
@@ -337,7 +336,8 @@ def paste_sprites(
         pixels = max(round(extent[i] * size), 6)
         phase, faces_left = int(rng.integers(4)), bool(rng.random() < 0.5)
         image = sprite(KIND_NAMES[kinds[i]], COLOUR_NAMES[colours[i]], pixels, phase, faces_left)
-        paste(frame, ids, image, *(xy[i] * size), i + 1)
+        cx, cy = xy[i] * size
+        paste(frame, ids, image, cx, cy, i + 1)
 
 # %% ../nbs/engine/81_nano_teacher.ipynb #a6b0acc2
 class Collage(NamedTuple):

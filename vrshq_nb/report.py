@@ -169,7 +169,7 @@ def report(
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    page = {"table": [], "spread": "", "sections": []}
+    page: dict[str, Any] = {"table": [], "spread": "", "sections": []}
     if "note" not in results:
         page["table"] = results_table(results)
         page["spread"] = data_uri(figure_png(distribution_figure(rows)), "png")

@@ -86,8 +86,8 @@ def qwen_config(
 
     third = name == "Qwen3VL"
     rope = dict(rope_type="default", rope_theta=1e4, mrope_section=[2, 3, 3])  # time, height, width
-    tower = dict(depth=2, hidden_size=32, intermediate_size=64, num_heads=2, out_hidden_size=64)
-    tower["patch_size"] = 16 if third else 14
+    tower: dict[str, Any] = dict(depth=2, hidden_size=32, intermediate_size=64, num_heads=2)
+    tower |= dict(out_hidden_size=64, patch_size=16 if third else 14)
     if third:
         tower |= dict(num_position_embeddings=16, deepstack_visual_indexes=[0])
     else:

@@ -319,8 +319,8 @@ def score_model(
     "J, F and J&F of every sentence about `n` clips of MiniVRS."
     data, rows = MiniVRS(split, n, seed, size, n_frames), []
     with tempfile.TemporaryDirectory() as folder:
-        for i in tqdm(range(n), desc=f"score {split}", disable=not progress):
-            rows += score_clip(model, data[i], Path(folder))
+        for clip in tqdm(data, desc=f"score {split}", disable=not progress):
+            rows += score_clip(model, clip, Path(folder))
     return rows
 
 # %% ../nbs/22_training.ipynb #f3e1696e

@@ -21,11 +21,10 @@ from transformers import PreTrainedTokenizerFast
 from . import nano
 from .files import VRSError, atomic_path, explain
 from .folders import find_weights, read_config
-from .mdp import TokenPredictor
 from .nano import as_module
-from .protocols import Parts
+from .protocols import FrameScorer, MaskPredictor, Parts
 from .sam2_sizes import sam2_pretrained
-from .scorer import FrameTextScorer, scorer_pretrained
+from .scorer import scorer_pretrained
 from vrshq_nb.vlm_encoder import (
     VLMEncoder,
     VLMOptions,
@@ -61,8 +60,8 @@ def vlm_config(
         if isinstance(part.get(key), (str, Path)):
             part[key] = absolute(part[key])
     chosen = asdict(call_checked(VLMOptions, options))
-    llm = dict(name=absolute(llm)) | chosen
-    return dict(model_type="vrshq_vlm", whole=False, llm=llm, sam2=sam2, clip=clip)
+    language_model = dict(name=absolute(llm)) | chosen
+    return dict(model_type="vrshq_vlm", whole=False, llm=language_model, sam2=sam2, clip=clip)
 
 # %% ../nbs/30_vlm.ipynb #742e6cad
 def nano_parts(
@@ -78,7 +77,7 @@ def nano_parts(
 def build_sam2(
     spec: dict[str, Any],  # `config["sam2"]`
     blank: bool,  # with random weights
-) -> TokenPredictor:
+) -> MaskPredictor:
     "SAM 2 as a config asks for it."
     if spec.get("size_or_file") == "nano":
         return nano_parts(blank).sam2
@@ -88,7 +87,7 @@ def build_sam2(
 def build_scorer(
     spec: dict[str, Any],  # `config["clip"]`
     blank: bool,
-) -> FrameTextScorer:
+) -> FrameScorer:
     "CLIP as a config asks for it."
     if spec.get("name") == "nano":
         return nano_parts(blank).scorer
@@ -281,6 +280,7 @@ def save(
 ) -> Path:
     "Write config.json, model.safetensors and llm/ (processor, config), aside first."
     folder, config, encoder = Path(folder).expanduser(), parts.config, parts.encoder
+    assert isinstance(encoder, VLMEncoder)
     if whole is None:
         small = count_parameters(as_module(parts)) <= 50e6
         whole = small and not config["llm"]["bits"]
@@ -309,6 +309,7 @@ def load(
     state = read_saved_state(folder)
     config = call_checked(moved_config, where, config=read_saved_config(folder))
     parts = build_parts(config, device, folder, blank=config["whole"])
+    assert isinstance(parts.encoder, VLMEncoder)
     state |= read_adapter(parts.encoder, folder)
     check_state(kept_state(parts, config["whole"]), state, folder.name)
     as_module(parts).load_state_dict(state, strict=False)
@@ -321,7 +322,9 @@ def load_shapes(
     "The parts without weights; of published ones only small files are read."
     from accelerate import init_empty_weights
 
-    folder = source if isinstance(source, Path) else None
-    config = read_saved_config(folder) if folder else call_checked(vlm_config, source)
+    if not isinstance(source, Path):
+        folder, config = None, call_checked(vlm_config, source)
+    else:
+        folder, config = source, read_saved_config(source)
     parts = build_parts(config, folder=folder, blank=True, empty=init_empty_weights())
     return prepare(parts, "meta")

@@ -153,7 +153,9 @@ def new_rows(
     return nn.Parameter(weight.mean(0) + noise.to(weight.device) * weight.std())
 
 # %% ../nbs/engine/91_vlm_encoder.ipynb #f37aeb20
-LORA = dict(r=8, alpha=16, dropout=0.05, targets=("q_proj", "v_proj"))  # VRS-HQ, section 4.1
+LORA: dict[str, Any] = dict(  # VRS-HQ, section 4.1
+    r=8, alpha=16, dropout=0.05, targets=("q_proj", "v_proj")
+)
 
 # %% ../nbs/engine/91_vlm_encoder.ipynb #39a791ca
 def attach_lora(
