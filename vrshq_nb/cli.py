@@ -574,7 +574,8 @@ def device_memory() -> dict[str, int]:  # name -> bytes, 0 where the system does
     return found | ({"mps": ram} if torch.backends.mps.is_available() else {})
 
 # %% ../nbs/engine/89_cli.ipynb #67b8282c
-PART_NAMES = {"encoder": "language model side", "sam2": "SAM 2", "scorer": "CLIP", "clip": "CLIP"}
+PART_NAMES = {"encoder": "LLM with vision tower", "sam2": "SAM 2", "scorer": "CLIP", "clip": "CLIP"}
+BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "gaussian_matrix")  # no parameters
 
 
 def model_files(
@@ -590,9 +591,10 @@ def model_files(
         megabytes += path.stat().st_size / 1e6
         if path.name == "model.safetensors":
             for key, (n, _) in tensor_sizes(path).items():
-                part = key.partition(".")[0]
-                part = PART_NAMES.get(part, part)
-                parts[part] = parts.get(part, 0) + n
+                if not key.endswith(BUFFERS):
+                    part = key.partition(".")[0]
+                    part = PART_NAMES.get(part, part)
+                    parts[part] = parts.get(part, 0) + n
     total = sum(parts.values())
     about = {"model": str(name), "megabytes": round(megabytes, 1), "parts": parts}
     about |= {"parameters": total, "config": config}
