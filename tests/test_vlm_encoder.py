@@ -320,6 +320,7 @@ def test_an_unknown_family(tmp_path):
 def test_a_processor_whose_package_is_missing(monkeypatch):
     from transformers.models.smolvlm import processing_smolvlm
 
+    folder = checkpoint("smolvlm")
     monkeypatch.setattr(processing_smolvlm, "num2words", None)
     with pytest.raises(VRSError, match=r"num2words.*vrshq_nb\[vlm\]"):
-        load_vlm(checkpoint("smolvlm"))
+        load_vlm(folder)
