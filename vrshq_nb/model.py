@@ -41,6 +41,22 @@ from .tokens import clean_expression
 from .video import Video, write_video
 from .viz import browse, overlay, summary_picture
 
+# %% ../nbs/14_model.ipynb #98b04093
+def check_parts(encoder: Any, sam2: Any, scorer: Any) -> None:
+    "A `VRSError` for a part that lacks a method of its protocol."
+    wanted = {"encoder": TokenEncoder, "sam2": MaskPredictor, "scorer": FrameScorer}
+    for (name, protocol), part in zip(wanted.items(), (encoder, sam2, scorer)):
+        if isinstance(part, type):
+            raise VRSError(f"{name} is the class {part.__name__}: give an object of it")
+        members = [m for m in vars(protocol) if not m.startswith("_")]
+        members += list(getattr(protocol, "__annotations__", {}))
+        lost = [member for member in members if not hasattr(part, member)]
+        if lost or not isinstance(part, protocol):
+            what = f"has no {lost[0]!r}" if lost else "cannot be called"
+            raise VRSError(
+                f"{name}, a {type(part).__name__}, {what}: see the protocol {protocol.__name__}"
+            )
+
 # %% ../nbs/14_model.ipynb #d8764817
 class VRSHQ(nn.Module):
     "VRS-HQ: token encoding, temporal aggregation, keyframe selection, mask propagation."
@@ -159,22 +175,6 @@ class EncodedVideo:
     timings: dict[str, float] = field(default_factory=dict)  # seconds a stage
 
 # %% ../nbs/14_model.ipynb #c3b3354f
-def check_parts(encoder: Any, sam2: Any, scorer: Any) -> None:
-    "A `VRSError` for a part that lacks a method of its protocol."
-    wanted = {"encoder": TokenEncoder, "sam2": MaskPredictor, "scorer": FrameScorer}
-    for (name, protocol), part in zip(wanted.items(), (encoder, sam2, scorer)):
-        if isinstance(part, type):
-            raise VRSError(f"{name} is the class {part.__name__}: give an object of it")
-        members = [m for m in vars(protocol) if not m.startswith("_")]
-        members += list(getattr(protocol, "__annotations__", {}))
-        lost = [member for member in members if not hasattr(part, member)]
-        if lost or not isinstance(part, protocol):
-            what = f"has no {lost[0]!r}" if lost else "cannot be called"
-            raise VRSError(
-                f"{name}, a {type(part).__name__}, {what}: see the protocol {protocol.__name__}"
-            )
-
-
 def check_ready(model: nn.Module) -> None:
     "A `VRSError` for a model in training mode: encoding a video would change it."
     if model.training:
