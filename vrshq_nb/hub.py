@@ -32,7 +32,7 @@ class Builder(Protocol):
     def save(
         self, parts: Parts, folder: Path, dtype: torch.dtype | None = None, **how: Any
     ) -> Path:
-        "Writes config.json, weights and tokenizer; aside first, then renamed."
+        "Writes config.json, weights and tokenizer: all of them or none."
         ...
 
 # %% ../nbs/engine/81_hub.ipynb #fd92154c

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 # %% ../nbs/engine/79_llama_tokenizer.ipynb #860a0009
 def need_sentencepiece():  # the module
-    "The package sentencepiece, which only this page needs; a `VRSError` where it is missing."
+    "The package sentencepiece, which only this module needs; a `VRSError` where it is missing."
     try:
         import sentencepiece
     except ImportError as e:

@@ -53,7 +53,7 @@ KINDS_OF_JSON = {
 # %% ../../nbs/engine/82_datasets.ipynb #e682baaa
 @dataclass(frozen=True)
 class Field:
-    "A value of a file that knows its path, for errors of one line."
+    "A value of a file with its path, for errors of one line."
 
     value: Any
     file: str  # relative to the dataset's folder

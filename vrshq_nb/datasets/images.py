@@ -80,7 +80,7 @@ def read_shape(s: Field) -> tuple[str, list]:  # of {label, points} -> label, [(
 
 # %% ../../nbs/engine/84_image_datasets.ipynb #b4562dfd
 class ReasonSeg(VRSDataset):
-    "ReasonSeg (Lai et al., CVPR 2024): questions about still images, targets as polygons."
+    "ReasonSeg (Lai et al., CVPR 2024): expressions about still images, targets as polygons."
 
     name, splits, meta = "reasonseg", ("val", "test", "train"), "{split}"
     layout = "val/<name>.jpg and beside each val/<name>.json with shapes and text"
@@ -169,7 +169,7 @@ def segmentation_mask(
 
 # %% ../../nbs/engine/84_image_datasets.ipynb #1e16fe69
 class RefCOCO(VRSDataset):
-    "RefCOCO (Yu et al., ECCV 2016), in the layout that LISA uses: phrases about COCO's images."
+    "RefCOCO (Yu et al., ECCV 2016), in the layout that LISA uses: expressions on COCO's images."
 
     name = "refcoco"
     splits: tuple[str, ...] = ("val", "testA", "testB", "test", "train")  # those in the file
@@ -272,7 +272,7 @@ def present(cls: RefCOCO, root: str | Path) -> list[str]:
 
 # %% ../../nbs/engine/84_image_datasets.ipynb #e691f263
 class RefCOCOPlus(RefCOCO):
-    "RefCOCO+ (Yu et al., ECCV 2016): phrases without words of place."
+    "RefCOCO+ (Yu et al., ECCV 2016): expressions without words of place."
 
     name, layout = "refcoco+", RefCOCO.layout.replace("refcoco/", "refcoco+/")
 
