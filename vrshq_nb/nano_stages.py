@@ -158,7 +158,7 @@ def patch_losses(
 # %% ../nbs/engine/90_nano_stages.ipynb #1fb65ad3
 @dataclass
 class VisionTowerStage(Stage):
-    "The token encoder's vision tower: name what is in every patch."
+    "The token encoder's vision tower: classify the object in every patch."
 
     frames: int = 28  # collages a step
     name = "vision_tower"
@@ -340,7 +340,7 @@ def init_memory_attention(
     pairs: int = 8,  # rotation frequencies of each axis that get the bias, the fastest first
     memory_gain: float = 5.0,  # of values and output
 ) -> None:
-    "Initial weights with which memory attention looks at the same position in earlier frames."
+    "Initial weights with which memory attention prefers the same position in earlier frames."
     with torch.no_grad():
         sam2.memory_encoder.pix_feat_proj.weight.mul_(image_gain)
         for layer in sam2.memory_attention.layers:

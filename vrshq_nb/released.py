@@ -327,7 +327,7 @@ def assign_weights(
     where: str,  # their folder's name, for the error
     dtype: torch.dtype | None = None,  # of the language model and its vision tower
 ) -> Parts:  # the same
-    "Assigns tensors to the parts. `WeightsError` for keys that are missing, left over or misshapen."
+    "Assigns tensors to the parts. `WeightsError` for keys missing, left over or misshapen."
     module = as_module(parts)
     check_state(module.state_dict(), dict(given), where)
     module.load_state_dict({k: cast(k, v, dtype) for k, v in given.items()}, assign=True)
