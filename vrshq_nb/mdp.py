@@ -28,7 +28,7 @@ from .transforms import IMAGENET_MEAN, IMAGENET_STD, normalize, to_square
 # %% ../nbs/13_mdp.ipynb #f9a96091
 @dataclass
 class MaskOutput:
-    "What SAM 2's heads say of `B` prompts; masks are at a quarter of the image size."
+    "The outputs of SAM 2's heads for `B` prompts; masks are at a quarter of the image size."
 
     logits: Tensor  # (B, h, w) mask logits; -1024 everywhere if the object is absent
     raw: Tensor  # (B, h, w) the same before the -1024 rule: for losses
@@ -306,7 +306,7 @@ def frames_at(
     features: Features,
     s: int,  # time
     batch: int,  # B
-    rows: Tensor | None = None,  # (B, T); None: every row sees the video itself
+    rows: Tensor | None = None,  # (B, T); None: every row is the video itself
 ) -> Features:  # of B frames
     "Features of all rows at time `s`."
     return features[[s] * batch if rows is None else rows[:, s]]
