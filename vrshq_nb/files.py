@@ -58,7 +58,7 @@ def swap_in(
 def atomic_path(
     path: str | Path,  # file or folder to be made
 ) -> Iterator[Path]:  # a path beside it to write to
-    "Write aside and rename at the end: after an error the old file is there, and no half one."
+    "Write to another name and rename at the end; an error leaves the old file unchanged."
     path = Path(path).expanduser()
     if not path.parent.is_dir():
         raise VRSError(f"cannot write {path}: there is no folder {path.parent}; make it first")

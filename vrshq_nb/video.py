@@ -434,7 +434,7 @@ def probe_stream(
     path: Path,  # video file
     container: "InputContainer",  # the same, open
 ) -> dict[str, Any]:  # see `probe`
-    "What the first picture track says of itself, once its first frame was decoded."
+    "Properties of the first picture track; its first frame is decoded for them."
     stream = container.streams.video[0]
     entries, there = list(getattr(stream, "index_entries", ())), os.path.getsize(path)
     if there < declared_bytes(path):  # a whole table of frames tells which one is missing
@@ -455,7 +455,7 @@ def probe_stream(
 def probe(
     path: Path,  # video file
 ) -> dict[str, Any]:  # height, width (as stored), fps, rotation (degrees, ccw), trimmed
-    "What a video file says of itself; a `VRSError` for no video, or not a whole one."
+    "Properties of a video file; a `VRSError` for a file that is no video or is not whole."
     import av
 
     try:

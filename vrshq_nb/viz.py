@@ -378,7 +378,7 @@ def timeline_finding(
 
 # %% ../nbs/engine/64_viz.ipynb #d0904516
 def score_timeline(
-    candidates: Sequence,  # of `Candidate`: .frame, .similarity (λ), .occlusion (logit), .score
+    candidates: Sequence,  # of `Candidate`: .frame, .similarity (λ), .occlusion (score), .score
     keyframe: int,  # the frame that was chosen
     n_frames: int,  # length of the video
     title: str | None = None,  # None: what the numbers say

@@ -45,7 +45,7 @@ def weight_problems(
     expected: dict[str, Tensor],  # from `own_state`
     given: dict[str, Tensor],  # from a file
 ) -> dict[str, list[str]]:  # what is wrong -> the keys
-    "All that is wrong with weights; an empty list for each thing that is right."
+    "The keys with each kind of problem; an empty list where there is none."
     both = sorted(expected.keys() & given.keys())
     misshapen = [key for key in both if expected[key].shape != given[key].shape]
     shapes = [f"{k} {list(given[k].shape)} instead of {list(expected[k].shape)}" for k in misshapen]

@@ -63,13 +63,13 @@ def shift(self: Record) -> np.ndarray:  # (n, 2)
 
 @patch
 def path(self: Record) -> np.ndarray:  # (n,)
-    "Length of the way made while seen."
+    "Length of the path while in view."
     return (self.step * self.seen[:, 1:]).sum(1)
 
 
 @patch
 def speed(self: Record) -> np.ndarray:  # (n,), frame widths a clip
-    "Mean speed while seen."
+    "Mean speed while in view."
     return self.path() / np.maximum(self.seen[:, 1:].sum(1), 1) * max(self.T - 1, 1)
 
 # %% ../../nbs/engine/70_sentences.ipynb #55290d8b
