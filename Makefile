@@ -15,6 +15,9 @@ WORKERS ?= 2
 SOURCES := settings.ini setup.py MANIFEST.in $(wildcard README.md LICENSE) \
            $(shell find vrshq_nb -type f -not -path '*/__pycache__/*' 2>/dev/null)
 
+# What people write; the modules are written by nbdev.
+WRITTEN := nbs tests setup.py .ci/readme .ci/graph $(wildcard vrshq_nb/__*__.py vrshq_nb/*/__init__.py)
+
 # $(call reqs,KEY,NAMES): the requirements listed in settings.ini under KEY, only those of NAMES where given, one a line
 reqs = $(BIN)/python -c "import configparser, re, sys; c = configparser.ConfigParser(delimiters=['=']); c.read('settings.ini', encoding='utf-8'); \
        [print(r) for r in c['DEFAULT']['$(1)'].split('\n') if r and (len(sys.argv) == 1 or re.match(r'[\w-]+', r)[0] in sys.argv[1:])]" $(2)
@@ -79,8 +82,8 @@ test: check nbtest pytest  ## all checks: the house's rules, every notebook runs
 check: $(VENV)/.dev  ## the house's rules: notebooks and package agree, style, types, who imports whom
 	.ci/notebooks drift
 	$(BIN)/python .ci/readme --check
-	$(BIN)/ruff check vrshq_nb nbs tests setup.py .ci/readme .ci/graph
-	$(BIN)/ruff format --check --quiet vrshq_nb nbs tests setup.py .ci/readme .ci/graph
+	$(BIN)/ruff check vrshq_nb $(WRITTEN)
+	$(BIN)/ruff format --check $(WRITTEN)
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy --no-incremental
 	env -u PYTHONPATH $(BIN)/pytest --import-mode=importlib -p no:cacheprovider -q tests/test_house.py
