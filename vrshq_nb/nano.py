@@ -262,7 +262,7 @@ def generate(
     position: int,  # number of the next position
     max_words: int,  # to write at most
 ) -> tuple[Tensor, Tensor]:  # states (n, d) over the words written, their ids (n,)
-    "Write on from a state, the likeliest word each time, until `<end>`."
+    "Continue from a state with the likeliest word each time, until `<end>`."
     states, words = [state.new_zeros(0, len(state))], [self.marks[:0]]
     for n in range(max_words):
         word = self.llm.lm_head(state).argmax(-1)
@@ -321,7 +321,7 @@ def write(
     frames: Sequence[int] | None = None,  # (T',), the frames' numbers; None: from 0 on
     max_words: int = 10,  # to write after `[TAK]`
 ) -> tuple[TemporalTokens, str]:  # the tokens, all that the model wrote
-    "Generation: the model writes its tokens itself; `VRSError` where it loses count of them."
+    "Generation: the model writes its tokens itself; `VRSError` for a wrong number of them."
     given, cache = self.sentence_ids([text], len(visual))[0], DynamicCache()
     given = given[: int((given == self.seg_id).nonzero()[0]) + 1]
     read = self.run_llm(visual[None], given[None, None], cache)
@@ -370,7 +370,7 @@ OLD_PREFIXES = {"encoder.eye.": "encoder.vision_tower.", "clip.": "scorer."}
 def current_name(
     key: str,  # of a tensor in a file
 ) -> str:
-    "A tensor's name today."
+    "The present name of a tensor."
     for old, new in OLD_PREFIXES.items():
         if key.startswith(old):
             return new + key.removeprefix(old)

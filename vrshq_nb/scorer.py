@@ -281,7 +281,7 @@ CLIP_NAME = "openai/clip-vit-large-patch14-336"
 def load_transformers_scorer(
     name: str | Path = CLIP_NAME,  # a folder of transformers' CLIP, or a hub id
 ) -> FrameTextScorer:  # in evaluation mode
-    "transformers' CLIP with its weights and its tokenizer; `VRSError` where it cannot be had."
+    "transformers' CLIP with its weights and its tokenizer; `VRSError` where it cannot be loaded."
     from transformers import AutoTokenizer, CLIPModel
 
     try:

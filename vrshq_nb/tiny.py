@@ -81,7 +81,7 @@ def qwen_config(
     name: str,  # "Qwen2_5_VL" or "Qwen3VL"
     tokenizer: "PreTrainedTokenizerFast",
 ) -> "PretrainedConfig":
-    "A Qwen-VL in small; the third version has inputs for deeper layers (deepstack)."
+    "A small Qwen-VL; the third version has inputs for deeper layers (deepstack)."
     import transformers
 
     third = name == "Qwen3VL"

@@ -151,7 +151,7 @@ def pil_resize(
     width: int,  # pixels
     how: str = "bilinear",  # or "bicubic"
 ) -> "Tensor":  # uint8 (n, 3, height, width)
-    "Frames resized by PIL itself, where a model's reference numbers were made so."
+    "Frames resized by PIL itself, for models whose reference numbers were made with PIL."
     a = check_frames(frames)
     if a.shape[1:3] != (height, width):
         a = pil_images(a, height, width, how)

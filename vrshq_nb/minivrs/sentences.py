@@ -63,13 +63,13 @@ def shift(self: Record) -> np.ndarray:  # (n, 2)
 
 @patch
 def path(self: Record) -> np.ndarray:  # (n,)
-    "Length of the path while in view."
+    "Length of the path over the frames it is seen in."
     return (self.step * self.seen[:, 1:]).sum(1)
 
 
 @patch
 def speed(self: Record) -> np.ndarray:  # (n,), frame widths a clip
-    "Mean speed while in view."
+    "Mean speed over the frames it is seen in."
     return self.path() / np.maximum(self.seen[:, 1:].sum(1), 1) * max(self.T - 1, 1)
 
 # %% ../../nbs/engine/70_sentences.ipynb #55290d8b
