@@ -24,7 +24,7 @@ def bce_loss(
     target: Tensor,  # (N, H, W) masks in {0, 1}
     num_masks: float | None = None,  # what the sum over masks is divided by; N by default
 ) -> Tensor:  # scalar
-    "Mean binary cross-entropy per pixel, averaged over masks (method, section 5)."
+    "Mean binary cross-entropy per pixel, averaged over masks (VRS-HQ, training)."
     pixels = F.binary_cross_entropy_with_logits(logits, target.to(logits), reduction="none")
     return mean_over_masks(pixels.flatten(1).mean(1), num_masks)
 
@@ -36,7 +36,7 @@ def dice_loss(
     scale: float = 1000,  # both sums are divided by it
     eps: float = 1e-6,  # keeps two empty masks from dividing by zero
 ) -> Tensor:  # scalar
-    "`1 - (2 Σ p g / s + ε) / (Σ p / s + Σ g / s + ε)`, averaged over masks (method, section 5)."
+    "`1 - (2 Σ p g / s + ε) / (Σ p / s + Σ g / s + ε)`, averaged over masks (VRS-HQ, training)."
     p, g = logits.sigmoid().flatten(1), target.to(logits).flatten(1)
     overlap = 2 * (p / scale * g).sum(1)
     total = (p / scale).sum(1) + (g / scale).sum(1)
@@ -96,7 +96,7 @@ def nano_mask_losses(
 ) -> tuple[Tensor, dict[str, Tensor]]:  # the sum, and its parts for the log
     """Nano's mask loss: `2 BCE + 1 Dice + 0.5 occlusion + 0.1 quality`.
 
-    The paper's part is `2 BCE + 0.5 Dice` (method, section 5). Nano differs: object pixels count
+    The paper's part is `2 BCE + 0.5 Dice` (VRS-HQ, training). Nano differs: object pixels count
     five times in the BCE, Dice has weight 1, the occlusion score is trained (balanced,
     `object_loss`), and so is the estimate of the IoU (squared error). BCE, Dice and quality are
     means over present objects; without one, only the occlusion loss is returned, unweighted."""

@@ -154,7 +154,7 @@ class Stopwatch:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + self.now() - start
 
     def each(self, stage: str, items: Iterable[T]) -> Iterator[T]:
-        "The same items; the time until each of them comes is booked to `stage`."
+        "The same items; the time until each of them comes is counted for `stage`."
         iterator, end = iter(items), object()
         while True:
             with self(stage):
