@@ -248,6 +248,11 @@ def read_saved_config(folder: Path) -> dict[str, Any]:
             f"{folder.name!r} is not made of published backbones:"
             " load it with VRSHQ.from_pretrained"
         )
+    if lost := sorted({"llm", "sam2", "clip", "whole"} - config.keys()):
+        raise VRSError(
+            f"config.json in {folder.name!r} has no {lost[0]!r}: write the model again"
+            " with save_pretrained"
+        )
     return config
 
 
