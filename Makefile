@@ -93,7 +93,8 @@ nbtest: $(VENV)/.dev
 
 # Against the installed package: the checkout is on no import path here.
 pytest: $(VENV)/.dev
-	env -u PYTHONPATH $(BIN)/pytest --import-mode=importlib -p no:cacheprovider --durations=5 tests $(PYTEST_ARGS)
+	env -u PYTHONPATH OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/pytest --import-mode=importlib -p no:cacheprovider \
+	  -n $(WORKERS) --dist loadfile --durations=5 tests $(PYTEST_ARGS)
 
 notebooks: $(VENV)/.dev  ## run all notebooks in place and keep their outputs
 	@set -e; for nb in $$(find nbs -name '*.ipynb' -not -path '*/.*' | sort); do \
