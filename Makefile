@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo install test check nbtest pytest lab bench notebooks readme graph wheel clean
+.PHONY: help demo install test check nbtest pytest lab bench notebooks ablations readme graph wheel clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -100,6 +100,14 @@ notebooks: $(VENV)/.dev  ## run all notebooks in place and keep their outputs
 	@set -e; for nb in $$(find nbs -name '*.ipynb' -not -path '*/.*' | sort); do \
 	  PATH="$$PWD/$(BIN):$$PATH" PYTHONPATH="$$PWD" IN_TEST=1 $(BIN)/python -m jupyter nbconvert --to notebook --execute --inplace \
 	    --ExecutePreprocessor.timeout=900 --ExecutePreprocessor.kernel_name=python3 "$$nb"; done
+	$(BIN)/nbdev_clean
+
+# Two processes measure half of the clips each; the last run collects what they wrote and stores it.
+ablations: $(VENV)/.dev  ## measure the tables of nbs/24_ablations again, for new weights
+	cd nbs && export VRSHQ_SLOW=1 OMP_NUM_THREADS=1 IN_TEST=1 PYTHONPATH="$$PWD/.." PATH="$$PWD/../$(BIN):$$PATH" && \
+	  { VRSHQ_PART=0/2 ipython -c "%run 24_ablations.ipynb" & VRSHQ_PART=1/2 ipython -c "%run 24_ablations.ipynb" & wait; } && \
+	  jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.timeout=3600 \
+	    --ExecutePreprocessor.kernel_name=python3 24_ablations.ipynb
 	$(BIN)/nbdev_clean
 
 readme: $(VENV)/.dev  ## README.md from nbs/index.ipynb

@@ -53,7 +53,7 @@ setup(
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
     packages=find_packages(include=[cfg["lib_name"], f"{cfg['lib_name']}.*"]),
-    package_data={cfg["lib_name"]: ["weights/**/*"]},
+    package_data={cfg["lib_name"]: ["weights/**/*", "minivrs/wordings/*.json"]},
     install_requires=lines("requirements"),
     extras_require=extras,
     entry_points={

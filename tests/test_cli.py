@@ -335,7 +335,9 @@ def test_default_names_and_standard_input(here, capsys, monkeypatch):
     assert cli.main(["segment", "../in/film.mp4", "-", "-q"]) == 0
     out, err = capsys.readouterr()
     assert tree(here) == ["film_the_square.mp4", "film_what_moves.mp4"] and err == ""
-    assert len(out.splitlines()) == 2 and all(name in out for name in tree(here))
+    lines = [line for line in out.splitlines() if not line.startswith("  note: ")]
+    assert len(lines) == 2 and all(name in out for name in tree(here))
+    assert "  note: nano does not know the word 'square'" in out
     assert Video.open("film_the_square.mp4").frames([0]).shape == (1, 48, 64, 3)
 
 
@@ -428,8 +430,13 @@ def test_demo(here, capsys):
     assert (
         err == ""
         and [line.split()[0] for line in lines[1:4]] == ["wind", "nothing", "mean"]
-        and "new" in lines[4]
+        and "new" in lines[5]
     )
+    rows = json.loads((here / "new/results.json").read_text())
+    right = [row["found"] and row["J"] >= 0.5 if row["there"] else not row["found"] for row in rows]
+    assert [row["right"] for row in rows] == right
+    assert [line.split()[-1] for line in lines[1:3]] == ["right" if r else "wrong" for r in right]
+    assert f"{sum(right)} of 2 right" in lines[3] and Image.open("new/overview.jpg").width == 1200
     for line in lines[1:3]:
         j, f = map(float, re.findall(r" (\d\.\d\d)", line))
         assert 0 <= j <= 1 and 0 <= f <= 1
@@ -440,6 +447,8 @@ def test_demo(here, capsys):
         "new/clips/wind.mp4",
         "new/nothing.mp4",
         "new/nothing.png",
+        "new/overview.jpg",
+        "new/results.json",
         "new/wind.mp4",
         "new/wind.png",
     ]

@@ -1,5 +1,8 @@
 """Where the points are lost: counting is right, variants differ in what they replace."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +15,9 @@ from vrshq_nb.diagnosis import (
     diagnose,
     diagnosis,
     covered_object,
+    family_gains,
+    findings,
+    gains,
     load_teacher,
     outcomes,
     outcomes_by_distance,
@@ -119,3 +125,40 @@ def test_a_model_without_a_teacher(tmp_path, model):
     model.save_pretrained(tmp_path / "alone")
     with pytest.raises(VRSError, match="teacher"):
         load_teacher(tmp_path / "alone")
+
+
+# ---- findings
+def stored_diagnosis(**means):
+    "A diagnosis with given means of the variants."
+    table = {}
+    for name in VARIANTS:
+        JF = means.get(name, 0.5)
+        table[name] = {"all": {"JF": JF}, "look": {"JF": JF}, "time": {"JF": JF + 0.2}}
+    right, shares = {"all": 0.8, "look": 0.9, "time": 0.7}, {"right": [1.0, 0.6]}
+    shares |= {"neighbour": [0.0, 0.3], "background": [0.0, 0.0], "lost": [0.0, 0.1]}
+    return {"table": table, "right": right, "missed": 0.02, "outcomes": shares}
+
+
+def test_findings_follow_the_numbers():
+    best, every = "teacher's token, best frame", "teacher's [SEG], every frame"
+    text = " ".join(findings(stored_diagnosis(**{best: 0.6, every: 0.9})))
+    assert "scores 0.50." in text and "scores 0.60: a perfect language model" in text
+    assert "Memory loses more than the language model" in text and "+0.30 against" in text
+    assert "from 0.90 for look to 0.70 for time" in text and "30% neighbour" in text
+    text = " ".join(findings(stored_diagnosis(**{best: 0.8, every: 0.9})))
+    assert "The language model loses more than memory" in text
+
+
+def test_gains_are_differences_of_means():
+    stored = stored_diagnosis(**{"random keyframe": 0.4, "α = 0": 0.45})
+    found = gains(stored["table"])
+    assert found["keyframe"] == pytest.approx(0.1)
+    assert found["frame tokens in TDA"] == pytest.approx(0.05)
+    assert family_gains(stored["table"]) == {"look": 0.0, "time": 0.0}
+
+
+def test_what_was_tried_has_numbers_or_no_row():
+    path = Path(__file__).resolve().parent.parent / "nbs" / "tried.json"
+    for row in json.loads(path.read_text()):
+        assert set(row) == {"change", "measured", "before", "after", "kept"}
+        assert (row["before"] is None) == (row["after"] is None)

@@ -36,7 +36,7 @@ def test_clips_follow_from_their_arguments():
                 "green ball hiding",
                 "orange ball straight",
             ],
-            "which thing leaves before the end?",
+            "which pixels belong to the pumpkin-coloured element that looks the smallest?",
         ),
         (
             "val",
@@ -49,7 +49,7 @@ def test_clips_follow_from_their_arguments():
                 "yellow fish stopping",
                 "green balloon straight",
             ],
-            "the thing on the left at the start",
+            "the fish that looks the smallest",
         ),
         (
             "compose",
@@ -60,13 +60,13 @@ def test_clips_follow_from_their_arguments():
                 "orange bus speeding",
                 "yellow butterfly zigzag",
             ],
-            "the yellow thing that moves in a zigzag",
+            "there is the butterfly and there is the pumpkin-coloured bus, mark the two",
         ),
         (
             "phrase",
             "meadow",
             ["purple flower straight", "purple balloon still", "purple rabbit straight"],
-            "the living thing with petals",
+            "the entities, as many as you can find",
         ),
         (
             "long",
@@ -78,7 +78,7 @@ def test_clips_follow_from_their_arguments():
                 "pink butterfly zigzag",
                 "white bus circling",
             ],
-            "the butterfly furthest to the right",
+            "which butterfly is the last to go?",
         ),
     ],
 )

@@ -19,6 +19,7 @@ from vrshq_nb.nano import (
     current_name,
     load,
     save,
+    shared_video_attention,
     shared_video_mask,
 )
 from vrshq_nb.tokens import SEG, TAK
@@ -170,6 +171,35 @@ def test_mask():
         [1, 1, 1, 0, 0, 1, 0],
         [1, 1, 1, 0, 0, 1, 1],
     ]
+
+
+@pytest.mark.parametrize("parts", [(3, 2, 2), (5, 1, 4), (1, 3, 1)], ids=str)
+def test_shared_attention_is_ordinary_attention_with_the_mask(parts):
+    P, S, L = parts
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 3, P + S * L, 8, requires_grad=True) for _ in range(3))
+    out, _ = shared_video_attention(nn.Identity(), q, k, v, None, parts=parts)
+    mask = shared_video_mask(*parts)
+    wanted = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
+    torch.testing.assert_close(out, wanted, atol=1e-6, rtol=1e-5)
+    weight = torch.randn_like(out)
+    for x, own, theirs in zip(
+        "qkv",
+        torch.autograd.grad((out * weight).sum(), (q, k, v)),
+        torch.autograd.grad((wanted * weight).sum(), (q, k, v)),
+    ):
+        torch.testing.assert_close(own, theirs, atol=1e-5, rtol=1e-4, msg=x)
+
+
+def test_without_parts_attention_is_ordinary():
+    q, k, v = torch.randn(3, 1, 2, 5, 8)
+    out, _ = shared_video_attention(nn.Identity(), q, k, v, None, 8**-0.5)
+    assert out.shape == (1, 5, 2, 8)
+    module = nn.Identity()
+    module.is_causal = True
+    causal, _ = shared_video_attention(module, q, k, v, None, 8**-0.5)
+    wanted = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+    torch.testing.assert_close(causal, wanted.transpose(1, 2), atol=1e-6, rtol=1e-5)
 
 
 # the encoder

@@ -1,4 +1,4 @@
-"""The six stages: banks and losses by hand, and weights that do not depend on interruptions."""
+"""The eight stages: banks and losses by hand, and weights that do not depend on interruptions."""
 
 import json
 import shutil
@@ -27,11 +27,14 @@ SMALL = dict(
     vision_tower=dict(frames=2),
     sam2_image=dict(clips=1, frames=2, queries=3),
     sam2_memory=dict(clips=1, tracks=2, length=3, queries=2),
+    sam2_image_fine=dict(clips=1, frames=1, queries=2),
+    sam2_memory_fine=dict(clips=1, tracks=1, length=3, queries=2),
     language=dict(clips=3, sentences=2, easy=2),
     joint=dict(clips=3, sentences=4),
     clip=dict(pairs=4),
 )
-NEEDED = ("vision_tower", "sam2_image", "sam2_memory", "language")  # by other stages
+FINE = ("sam2_image_fine", "sam2_memory_fine")
+NEEDED = ("vision_tower", "sam2_image", "sam2_memory", *FINE, "language")  # by other stages
 
 
 def train(name, folder, steps, stop_at=None, **sizes):
@@ -67,6 +70,8 @@ def begun(tmp_path_factory):
     train("vision_tower", folder, 2, frames=2)
     train("sam2_image", folder, 2, clips=1, frames=1, queries=2)
     train("sam2_memory", folder, 2, clips=1, tracks=1, length=3, queries=2)
+    for name in FINE:
+        train(name, folder, 2, **SMALL[name])
     train("language", folder, 2, clips=2, sentences=2)
     return folder
 
@@ -104,6 +109,16 @@ def test_the_bank_of_a_step_does_not_depend_on_what_came_before(begun):
     assert [item["index"] for item in batch] == [item["index"] for item in again]
     assert all(torch.equal(a["visual"], b["visual"]) for a, b in zip(batch, again))
     assert max(old.items) == 10 and min(old.items) >= 5
+
+
+def test_the_fine_stages_continue_at_twice_the_size(begun):
+    coarse = NANO_STAGES["sam2_memory"](begun, 2)
+    assert coarse.sam2.image_size == 128
+    for name, before in zip(FINE, ("sam2_memory", "sam2_image_fine")):
+        stage = NANO_STAGES[name](begun, 2)
+        assert stage.sam2.image_size == 256
+        assert same(dict(stage.sam2.state_dict()), load(begun / f"{before}.pt")["sam2"])
+        assert not any(p.requires_grad for p in stage.teacher.parameters())
 
 
 def test_a_stage_without_the_checkpoint_it_needs(tmp_path):

@@ -138,6 +138,11 @@ def test_console_script_help(tmp_path):
     )
 
 
+def test_wordings_are_in_the_installation():
+    names = {p.stem for p in (PACKAGE / "minivrs" / "wordings").iterdir()}
+    assert names == {"facts", "motion", "time", "frames", "words", "unknown"}
+
+
 def test_weights_are_in_the_installation():
     nano = PACKAGE / "weights" / "nano"
     names = {p.suffix for p in nano.rglob("*") if p.is_file()}

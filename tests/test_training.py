@@ -12,7 +12,9 @@ import torch
 
 from vrshq_nb import VRSHQ
 from vrshq_nb.minivrs import make_clip
+from vrshq_nb.nano_stages import NANO_STAGES
 from vrshq_nb.training import (
+    ROUNDS,
     STEPS,
     cut_log,
     mean_interval,
@@ -113,6 +115,19 @@ def test_a_smoke_run_of_all_stages_makes_a_model_that_works(tmp_path):
     masks = model.segment(clip.frames, clip.expressions[0].text, gate=False).masks
     assert masks.shape == (4, 64, 64)
     assert sum(f.stat().st_size for f in made.iterdir()) < 25e6
+
+
+def test_the_plan_holds_every_stage_once_and_after_what_it_needs():
+    columns = [column for columns in ROUNDS for column in columns]
+    assert sorted(name for column in columns for name in column) == sorted(STEPS)
+    assert set(STEPS) == set(NANO_STAGES)
+    chain = ["sam2_image", "sam2_memory", "sam2_image_fine", "sam2_memory_fine", "joint"]
+    place = {}
+    for number, row in enumerate(ROUNDS):
+        for column in row:
+            place |= {name: (number, k) for k, name in enumerate(column)}
+    assert [place[name] for name in chain] == sorted(place[name] for name in chain)
+    assert place["vision_tower"][0] < place["language"][0] < place["joint"][0]
 
 
 # ---- schedule, log, scores

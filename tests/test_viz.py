@@ -80,64 +80,109 @@ def result(frames, masks):
 
 
 # ---- overlay
-def overlay_loop(frames, masks, alpha):
+def dimmed_loop(frames, dim):
     out = frames.copy()
-    for k, mask in enumerate(masks):
-        for t, y, x in np.argwhere(mask):
-            for c in range(3):
-                out[t, y, x, c] = round(
-                    (1 - alpha) * float(out[t, y, x, c]) + alpha * float(object_colour(k)[c])
-                )
+    for t, y, x in np.ndindex(frames.shape[:3]):
+        pixel = frames[t, y, x].astype(float)
+        grey = round(float(pixel @ [0.299, 0.587, 0.114]))
+        out[t, y, x] = (1 - dim) * np.floor((1 - dim) * pixel + dim * grey)
     return out
 
 
-@pytest.mark.parametrize("alpha", [0, 0.25, 0.5, 1])
-def test_overlay_is_the_loop(alpha, frames, masks):
-    got = overlay(frames[:3], masks[:, :3], alpha, outline=False)
-    assert (
-        np.abs(got.astype(int) - overlay_loop(frames[:3], masks[:, :3], alpha)).max() <= 1
-    )  # rounding in float32
+@pytest.mark.parametrize("dim", [0, 0.25, 0.5, 1])
+def test_dimmed_is_the_loop(dim, frames):
+    got = viz.dimmed(frames[:2], dim).astype(int)
+    assert np.abs(got - dimmed_loop(frames[:2], dim)).max() <= 1  # float32
 
 
-def test_overlay_leaves_the_rest_alone(frames, masks):
-    before = frames.copy()
+def test_what_is_selected_keeps_its_colours(frames, masks):
+    before, both = frames.copy(), masks.any(0)
     for outline in (False, True):
-        got = overlay(frames, masks, outline=outline)
-        assert (got[~masks.any(0)] == frames[~masks.any(0)]).all() and got.dtype == np.uint8
-    assert (frames == before).all() and (overlay(frames, np.zeros_like(masks)) == frames).all()
+        got = overlay(frames, masks[0], outline=outline)
+        assert (got[masks[0]] == frames[masks[0]]).all() and got.dtype == np.uint8
+        assert got[~masks[0]].mean() < 0.75 * frames[~masks[0]].mean()
+    assert (overlay(frames, masks, outline=False)[both] == frames[both]).all()
+    assert (overlay(frames, masks, dim=0, outline=False) == frames).all()
+    nothing = overlay(frames, np.zeros_like(masks))
+    assert (frames == before).all() and (nothing == overlay(frames, masks, outline=False))[
+        ~both
+    ].all()
 
 
-def test_outline(frames, masks):
-    got, edge = overlay(frames, masks[0]), viz.outline_of(masks[0])
-    assert (got[edge] == object_colour(0)).all() and edge.any() and (edge <= masks[0]).all()
+def far_from(mask, distance):
+    "The pixels further from a mask than `distance`, by brute force."
+    places = np.argwhere(mask)
+    grid = np.stack(np.mgrid[: mask.shape[0], : mask.shape[1]], -1)
+    return np.abs(grid[:, :, None] - places).max(-1).min(-1) > distance
+
+
+@pytest.mark.parametrize("ground", [0, 90, 255])
+def test_an_outline_is_seen_on_every_ground(ground):
+    "Both tones lie around the mask, near it, and none of its pixels is painted."
+    frames = np.full((1, 60, 60, 3), ground, np.uint8)
+    mask = np.zeros((1, 60, 60), bool)
+    mask[0, 20:40, 20:40] = True
+    for how in (dict(masks=mask), dict(masks=None, truth=mask)):
+        got = overlay(frames, **how)
+        line = (got != viz.dimmed(frames, 0.45)).any(-1) & ~mask
+        assert (got[mask] == ground).all() and not (line[0] & far_from(mask[0], 3)).any()
+        white, black = ((got == tone).all(-1) & ~mask for tone in (255, 0))
+        assert white.sum() > 60 and (ground == 0 or black.sum() > 60)
+
+
+def test_the_truth_is_dashed():
+    "Along the outside of a square both tones come in turn, several times on each side."
+    mask = np.zeros((1, 120, 120), bool)
+    mask[0, 30:90, 30:90] = True
+    frames = np.full((1, 120, 120, 3), 200, np.uint8)
+    solid, dashed = overlay(frames, mask), overlay(frames, None, truth=mask)
+    for row in (29, 90):
+        assert len(np.unique(solid[0, row, 35:85], axis=0)) == 1
+        changes = np.diff(dashed[0, row, 35:85, 0].astype(int)) != 0
+        assert 6 <= changes.sum() <= 14
+    both = overlay(frames, mask, truth=np.roll(mask, 20, 2))
+    assert (both[0, 40:80, 112:] < 200).all()  # what is true, but not selected, is dimmed
+
+
+def test_objects_have_outlines_of_their_own(frames, masks):
+    apart = masks & (np.arange(12) < 2)[:, None, None]  # they do not touch in these frames
+    got = overlay(frames, apart)
+    for k in range(2):
+        own = (got == object_colour(k)).all(-1)
+        assert (own[:2] & viz.outline_of(apart[k, :2])).sum() > 60
+        assert not (own & apart[k]).any()
+    named = overlay(frames, masks[1], colours=[(1, 2, 3)])
+    assert (named == [1, 2, 3]).all(-1).sum() > 300
+
+
+def test_outline():
     assert not viz.outline_of(np.ones((2, 9, 9), bool), 3).any()
     m = np.zeros((9, 9), bool)
-    m[2:7, 2:7] = True
-    assert [viz.outline_of(m, w).sum() for w in (1, 2, 3)] == [16, 24, 25]
+    m[4, 4] = True
+    assert [viz.outline_of(m, w).sum() for w in (1, 2, 3)] == [4, 20, 36]
+    assert not viz.outline_of(np.zeros((2, 9, 9), bool), 2).any()
 
 
-def test_overlay_colours_and_tensors(frames, masks):
+def test_overlay_takes_tensors_and_numbers(frames, masks):
     torch = pytest.importorskip("torch")
-    got = overlay(
-        torch.from_numpy(frames), torch.from_numpy(masks[1]), alpha=1, colours=[(1, 2, 3)]
-    )
-    assert (got[masks[1]] == [1, 2, 3]).all()
+    want = overlay(frames, masks[1], truth=masks[0])
+    tensors = [torch.from_numpy(x) for x in (frames, masks[1], masks[0])]
+    assert (overlay(*tensors[:2], truth=tensors[2]) == want).all()
     assert (overlay(frames, masks[0].astype(np.uint8) * 255) == overlay(frames, masks[0])).all()
 
 
 def test_overlay_errors(frames, masks):
     assert "masks > 0" in error(overlay, frames, masks[0] * 3.0 - 1)
-    assert "do not fit" in error(overlay, frames, masks[0, :5]) and "do not fit" in error(
-        overlay, frames, masks[0, 0]
-    )
+    assert "do not fit" in error(overlay, frames, masks[0, :5])
+    assert "do not fit" in error(overlay, frames, masks[0, 0])
+    assert "do not fit" in error(overlay, frames, masks[0], truth=masks[0, :5])
     assert "uint8" in error(overlay, frames / 255, masks[0])
+    assert "truth" in error(overlay, frames, None)
 
 
 def test_object_colours():
-    assert (
-        len({tuple(object_colour(i)) for i in range(10)}) == 10
-        and (object_colour(2) == object_colour(12)).all()
-    )
+    assert len({tuple(object_colour(i)) for i in range(8)}) == 8
+    assert (object_colour(2) == object_colour(10)).all()
 
 
 # ---- pictures
@@ -189,6 +234,8 @@ def test_show_frames(frames, masks):
     a, b = show_frames(frames, n=5).array, show_frames(Video.open(frames), n=5).array
     assert (a == b).all() and (show_frames(frames, n=5, masks=masks).array != a).any()
     assert show_frames(frames[:1]).array.size and show_frames(frames, n=99).array.size
+    truth = show_frames(frames, n=5, truth=masks).array
+    assert (truth != a).any() and (truth != show_frames(frames, n=5, masks=masks).array).any()
 
 
 def test_titles_fit():
@@ -200,6 +247,18 @@ def test_titles_fit():
 def test_resize_keeps_area(masks):
     small = viz.resize_frames(masks[0], 20, 30)
     assert small.dtype == bool and small.mean() == pytest.approx(masks[0].mean(), rel=0.15)
+
+
+@pytest.mark.parametrize("side", [1, 2, 5, 30])
+def test_small_masks_remain(side):
+    "A mask of a few pixels is one pixel of a thumbnail, in its place; no mask stays none."
+    m = np.zeros((2, 1080, 1920), bool)
+    m[0, 700 : 700 + side, 1200 : 1200 + side] = True
+    small = viz.resize_frames(m, 69, 123)
+    assert not small[1].any() and 1 <= small[0].sum() <= 4
+    assert np.abs(np.argwhere(small[0]).mean(0) - [700 * 69 / 1080, 1200 * 123 / 1920]).max() < 2
+    sheet = contact_sheet(np.full((2, 1080, 1920, 3), 90, np.uint8), m, width=250).array
+    assert (sheet[:, :123] == 255).all(-1).sum() > 12 and not (sheet[:, 127:] == 255).any()
 
 
 # ---- figures

@@ -26,7 +26,15 @@ from typing import TYPE_CHECKING, Any, NoReturn
 # %% ../nbs/engine/93_cli.ipynb #69d98963
 from .files import VRSError, reason
 from .folders import find_weights, read_config, tensor_sizes
-from .samples import SAMPLES, demo_row, sample_clips, sample_files, write_samples
+from vrshq_nb.samples import (
+    RIGHT,
+    SAMPLES,
+    demo_overview,
+    demo_row,
+    sample_clips,
+    sample_files,
+    write_samples,
+)
 
 if TYPE_CHECKING:  # for editors and checkers only
     from vrshq_nb.model import VRSHQ, Segmentation
@@ -419,9 +427,12 @@ SEGMENT = (
 def sentence_line(record: dict[str, Any]) -> str:
     "A result on one line."
     said = "nothing of the kind is there"
+    if record["answer"] == "not understood":
+        said = record["answer"]
     if record["found"]:
         said = f"keyframe {record['keyframe']}, {record['share']:.1%} of the pixels"
-    return f"{record['text']}: {said}" + (f" -> {record['output']}" if record["output"] else "")
+    line = f"{record['text']}: {said}" + (f" -> {record['output']}" if record["output"] else "")
+    return "\n".join([line, *(f"  note: {note}" for note in record["notes"])])
 
 # %% ../nbs/engine/93_cli.ipynb #0373d8ea
 @command(
@@ -460,21 +471,34 @@ def segment_command(args: Namespace) -> None:
         print("\n".join(sentence_line(record) for record in records))
 
 # %% ../nbs/engine/93_cli.ipynb #e47f40f0
-def table_line(row: dict[str, Any]) -> str:
+NAME_WIDTH = max(len(sample.name) for sample in SAMPLES)
+TEXT_WIDTH = max(len(sample.text) for sample in SAMPLES)
+
+
+def table_line(
+    name: str,
+    text: str,
+    key: object,  # of the keyframe
+    j: str,
+    f: str,
+    last: str,
+) -> str:
     "One line of the demo's table."
-    right = "right" if row["found"] == row["there"] else "wrong"
-    found = f"{'yes' if row['found'] else 'no'}, {right}"
+    return f"{name:<{NAME_WIDTH}} {text:<{TEXT_WIDTH}} {key:>8} {j:>5} {f:>5}  {last}"
+
+
+def row_line(row: dict[str, Any]) -> str:
+    "A result of the demo: whether something was found, and whether the masks are right."
+    found = f"{'yes' if row['found'] else 'no'}, {'right' if row['right'] else 'wrong'}"
     key = row["keyframe"] if row["found"] else "-"
-    scores = f"{key:>8} {row['J']:6.2f} {row['F']:6.2f}"
-    return f"{row['name']:<13} {row['text']:<49} {scores}   {found}"
+    return table_line(row["name"], row["text"], key, f"{row['J']:.2f}", f"{row['F']:.2f}", found)
 
 
 def mean_line(rows: Sequence[dict[str, Any]]) -> str:
     "The last line of the demo's table."
     j, f = (sum(row[name] for row in rows) / len(rows) for name in "JF")
-    right = sum(row["found"] == row["there"] for row in rows)
-    score = f"J&F {(j + f) / 2:.3f}"
-    return f"{'mean':<13} {score:<49} {'':>8} {j:6.2f} {f:6.2f}   {right} of {len(rows)} right"
+    right = f"{sum(row['right'] for row in rows)} of {len(rows)} right"
+    return table_line("mean", f"J&F {(j + f) / 2:.3f}", "", f"{j:.2f}", f"{f:.2f}", right)
 
 # %% ../nbs/engine/93_cli.ipynb #6033cf6e
 NAMES_HELP = "only these clips: " + ", ".join(sample.name for sample in SAMPLES)
@@ -482,7 +506,7 @@ DEMO_OUT_HELP = "folder for clips, overlays and pictures; is made where needed (
 
 
 @command(
-    "ten sample clips, segmented from their files and scored, to see whether it works here",
+    "sample clips, segmented from their files and scored, to see whether it works here",
     """vrshq demo
        vrshq demo wind tail -o two
        vrshq demo --model my_model --device cuda""",
@@ -499,22 +523,25 @@ def demo_command(args: Namespace) -> None:
     sample: Any = next(samples)  # a wrong name is refused before the model is loaded
     model, rows = VRSHQ.from_pretrained(args.model, args.device), []
     (out / "clips").mkdir(parents=True, exist_ok=True)
-    print(f"{'clip':<13} {'sentence':<49} {'keyframe':>8} {'J':>6} {'F':>6}   found", flush=True)
+    print(table_line("clip", "sentence", "keyframe", "J", "F", "found"), flush=True)
     while sample:
         rows.append(demo_row(model, *sample, folder=out))
-        print(table_line(rows[-1]), flush=True)
+        print(row_line(rows[-1]), flush=True)
         sample = next(samples, None)
+    (out / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
+    demo_overview(out, [row["name"] for row in rows]).save(out / "overview.jpg")
     print(mean_line(rows))
+    print(f"Right: J of what is shown is at least {RIGHT}, or nothing is shown where nothing is.")
     print(
-        f"Look at {out}/*.png (results over the truth) and {out}/*.mp4 (overlays);"
-        f" the clips themselves are in {out}/clips."
+        f"Look at {out}/overview.jpg (all results over the truth), {out}/*.png (one each) and"
+        f" {out}/*.mp4 (overlays); the clips themselves are in {out}/clips."
     )
 
 # %% ../nbs/engine/93_cli.ipynb #31d70925
 SPLITS = ("train", "val", "compose", "phrase", "long")
 SIZE_HELP = "side of the square frames, pixels (default: 256)"
 CLIP_FRAMES_HELP = "frames a clip (default: 16, or 48 for the split long)"
-SAMPLES_HELP = "the ten clips of the demo instead, with masks and a table"
+SAMPLES_HELP = "the clips of the demo instead, with masks and a table"
 
 
 @command(
@@ -905,3 +932,27 @@ def bench_command(args: Namespace) -> None:
         first = next(iter(times.values()))
         steps = [f"{n}: {t:.2f} s ({t / first:.1f}x)" for n, t in times.items()]
         print(f"{name}: {', '.join(steps)}")
+
+# %% ../nbs/engine/93_cli.ipynb #card0002
+MACHINE_HELP = "on which the model was trained; kept in about.json"
+
+
+@command(
+    "a model card from the files beside a nano model's weights, after measuring it again",
+    """vrshq card training/nano
+       vrshq card training/nano --remake --machine "two cores of a laptop"
+       vrshq card training/nano --remake --jobs 1""",
+    arg("model", metavar="MODEL", help="folder of a nano model; its files are written there"),
+    arg("--remake", action="store_true", help="first measure scores, diagnosis and demo; resumes"),
+    arg("--jobs", type=whole_number(1, 64), default=2, help="processes (default: 2)"),
+    arg("--machine", help=MACHINE_HELP),
+    arg("--seed", type=SEEDS, help="of the training; kept in about.json"),
+    QUIET,
+)
+def card_command(args: Namespace) -> None:
+    find_weights(args.model)
+    from vrshq_nb.card import remake, write_card
+
+    if args.remake:
+        remake(args.model, args.jobs, progress_wanted(args))
+    print(f"card -> {write_card(args.model, args.machine, args.seed)}")

@@ -170,6 +170,10 @@ VARIANTS: dict[str, Callable[[Case], np.ndarray]] = {
     "true mask, best frame": true_mask,
 }
 
+# %% ../nbs/23_diagnosis.ipynb #23card03
+OWN_SEG, TEACHER_BEST = "every frame by its own [SEG]", "teacher's token, best frame"
+TEACHER_ALL, TRUE_BEST = "teacher's [SEG], every frame", "true mask, best frame"
+
 # %% ../nbs/23_diagnosis.ipynb #5a48087e
 def covered_object(
     masks: np.ndarray,  # bool (T, H, W), predicted
@@ -259,3 +263,64 @@ def diagnosis(
     missed = float(np.mean([not row["found"] for row in pipeline]))
     by_distance = outcomes_by_distance(pipeline)
     return {"table": table, "right": right, "missed": missed, "outcomes": by_distance}
+
+# %% ../nbs/23_diagnosis.ipynb #49433d7f
+def gains(
+    table: dict[str, dict[str, Any]],  # of `diagnosis`
+) -> dict[str, float]:  # part -> difference of J&F
+    "What a perfect part would add to the pipeline, and what a part is worth now."
+    means = {name: row["all"]["JF"] for name, row in table.items()}
+    best, every = means[TEACHER_BEST], means[TEACHER_ALL]
+    return {
+        "language model": best - means["pipeline"],
+        "memory": every - best,
+        "mask on the keyframe": means[TRUE_BEST] - best,
+        "keyframe": means["pipeline"] - means["random keyframe"],
+        "frame tokens in TDA": means["pipeline"] - means["α = 0"],
+    }
+
+
+def family_gains(
+    table: dict[str, dict[str, Any]],  # of `diagnosis`
+) -> dict[str, float]:  # family -> J&F, the largest first
+    "What the teacher's token adds in each family."
+    best, now = table[TEACHER_BEST], table["pipeline"]
+    found = {f: best[f]["JF"] - now[f]["JF"] for f in now if f != "all"}
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+# %% ../nbs/23_diagnosis.ipynb #23card02
+def findings(
+    stored: dict[str, Any],  # of diagnosis.json
+) -> list[str]:  # sentences in Markdown
+    "What the numbers of a diagnosis say."
+    table, right, shares = stored["table"], stored["right"], stored["outcomes"]
+    mean = {name: row["all"]["JF"] for name, row in table.items()}
+    gain, by_family = gains(table), family_gains(table)
+    more = [f"{f} ({g:+.2f})" for f, g in by_family.items() if g >= 0.01][:3]
+    less = [f"{f} ({g:+.2f})" for f, g in by_family.items() if g <= -0.01][-3:]
+    parts = ["the language model", "memory"]
+    if gain["memory"] > gain["language model"]:
+        parts.reverse()
+    families = sorted((f for f in right if f != "all"), key=lambda f: -right[f])
+    far = len(shares["right"]) - 1
+    gone = " ".join(f"{shares[name][far]:.0%} {name}," for name in OUTCOMES[1:]).rstrip(",")
+    tda = gain["frame tokens in TDA"]
+    measurable = "" if abs(tda) >= 0.01 else ", too little to be measured here"
+    return [
+        f"The pipeline scores {mean['pipeline']:.2f}. With the teacher's token on the best frame it"
+        f" scores {mean[TEACHER_BEST]:.2f}: a perfect language model changes it by"
+        f" {gain['language model']:+.2f}. Most is gained in: {', '.join(more) or 'no family'};"
+        f" lost in: {', '.join(less) or 'no family'}.",
+        f"The teacher's `[SEG]`, decoded on every frame without memory, scores"
+        f" {mean[TEACHER_ALL]:.2f}, {gain['memory']:+.2f} against propagation from the best frame."
+        f" The true mask of the best frame, propagated, ends at {mean[TRUE_BEST]:.2f}.",
+        f"**{parts[0].capitalize()} loses more than {parts[1]}.**",
+        f"The selected keyframe is worth {gain['keyframe']:+.2f} over a random candidate; the frame"
+        f" tokens in TDA {tda:+.2f} over α = 0{measurable}. Every frame with its own `[SEG]`,"
+        f" without memory, scores {mean[OWN_SEG]:.2f}.",
+        f"The mask is on the right object at the keyframe in {right['all']:.2f} of the answers,"
+        f" from {right[families[0]]:.2f} for {families[0]} to {right[families[-1]]:.2f} for"
+        f" {families[-1]}; {stored['missed']:.1%} of the answers show nothing.",
+        f"Of the answers that are right there, {far} frames away {shares['right'][far]:.0%} are"
+        f" right ({gone}).",
+    ]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 # %% ../nbs/engine/65_folders.ipynb #ed0b419a
-from .files import VRSError
+from .files import VRSError, read_json
 
 # %% ../nbs/engine/65_folders.ipynb #6fd45bf7
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.bin", "*.model", "*.jinja"]
@@ -64,15 +64,7 @@ def read_config(
     folder: Path,  # of a model
 ) -> dict[str, Any]:
     "The content of config.json. `VRSError` if it cannot be read or is not an object."
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise VRSError(
-            f"config.json in {folder.name!r} cannot be read ({type(error).__name__}):"
-            " write the model again with save_pretrained"
-        ) from error
-    if not isinstance(config, dict):
-        raise VRSError(f"config.json in {folder.name!r} must hold an object: write the model again")
+    config: dict[str, Any] = read_json(folder / "config.json", dict)
     return config
 
 # %% ../nbs/engine/65_folders.ipynb #7364b47d

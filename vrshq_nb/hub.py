@@ -14,6 +14,7 @@ import torch
 
 # %% ../nbs/engine/81_hub.ipynb #17caecb6
 from .files import VRSError
+from .notes import load_knowledge
 from .protocols import Parts
 from .folders import find_weights, read_config
 from .weights import find_device
@@ -78,6 +79,7 @@ def load_parts(
     place, folder = find_device(device), find_weights(name)
     kind = model_type(read_config(folder), folder.name)
     parts: Parts = builder(kind).load(folder, place)
+    parts.knowledge = load_knowledge(folder)
     return parts
 
 # %% ../nbs/engine/81_hub.ipynb #8892da96

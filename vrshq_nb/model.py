@@ -26,6 +26,7 @@ from . import hub
 from .files import VRSError, atomic_path
 from .masks import to_rle, write_pngs
 from .mdp import Features, MaskOutput
+from .notes import Knowledge, agreed_answer, request_notes
 from .protocols import FrameScorer, MaskPredictor, Parts, TokenEncoder
 from .tokens import TemporalTokens
 from .tda import FORMS, tda
@@ -70,11 +71,12 @@ class VRSHQ(nn.Module):
         sam2: MaskPredictor,  # stage 4: tokens to masks
         scorer: FrameScorer,  # stage 3: which frames fit a sentence
         config: dict[str, Any] | None = None,  # of config.json; None: the parts cannot be saved
+        knowledge: Knowledge | None = None,  # for notes on results; None: there are none
     ) -> None:
         super().__init__()
         check_parts(encoder, sam2, scorer)
         self.encoder, self.sam2, self.scorer = encoder, sam2, scorer
-        self.config = dict(config or {})
+        self.config, self.knowledge = dict(config or {}), knowledge
         self.autocast: torch.dtype | None = None  # of the encoders; None: bf16 on CUDA, else off
         self.eval()
 
@@ -84,7 +86,7 @@ class VRSHQ(nn.Module):
 
     @property
     def parts(self) -> Parts:
-        return Parts(self.encoder, self.sam2, self.scorer, self.config)
+        return Parts(self.encoder, self.sam2, self.scorer, self.config, self.knowledge)
 
     def __repr__(self) -> str:
         names = (type(part).__name__ for part in (self.encoder, self.sam2, self.scorer))
@@ -100,7 +102,7 @@ def from_pretrained(
 ) -> VRSHQ:
     "Loads a model. `VRSError` if it is unknown or one of its weights is wrong."
     parts = hub.load_parts(name, device)
-    return cls(parts.encoder, parts.sam2, parts.scorer, parts.config)
+    return cls(parts.encoder, parts.sam2, parts.scorer, parts.config, parts.knowledge)
 
 
 @patch(cls_method=True)
@@ -376,6 +378,7 @@ class Segmentation:
     object_logits: Tensor  # (T,), SAM 2's occlusion score of every frame while propagating
     video: Video
     timings: dict[str, float] = field(default_factory=dict)  # seconds a stage
+    notes: list[str] = field(default_factory=list)  # what the model does not know, see 15_notes
 
     @property
     def fps(self) -> float:
@@ -400,6 +403,7 @@ def record(self: Segmentation) -> dict[str, Any]:  # ready for json
     return {
         "text": self.text,
         "answer": self.answer,
+        "notes": self.notes,
         "found": self.found,
         "keyframe": self.keyframe,
         "anchor": self.anchor,
@@ -451,6 +455,8 @@ def segment_one(
         logits, anchor, frames = propose_frames(model, encoded, text, options)
     with watch("tokens"):
         tokens, answer = encode_tokens(model, encoded, text, frames)
+        visual = visual_features(model, encoded, frames)
+        notes, readable = request_notes(text, visual, model.knowledge)
     with watch("aggregate"):
         form = (options.alpha, options.temperature, options.how)
         fused, weights = tda(tokens.seg, tokens.tak, *form)
@@ -459,7 +465,7 @@ def segment_one(
     keyframe, candidates, low = scored
     mask = model.sam2.resize_masks(low, features, prompt=True)[0]
     score = next(c.occlusion for c in candidates if c.frame == keyframe)
-    found = bool(mask.any()) and score > 0
+    found = bool(mask.any()) and score > 0 and readable
     if found or not options.gate:
         with watch("propagate"):
             out = propagate_mask(model, encoded, keyframe, mask, fused, options, progress)
@@ -470,8 +476,9 @@ def segment_one(
         masks = np.zeros((len(logits), features.height, features.width), bool)
         scores = torch.full((len(logits),), score)
     seconds = encoded.timings | watch.seconds
+    answer = agreed_answer(answer, bool(masks.any()), readable, model.knowledge)
     what = (text, masks, keyframe, found, answer, candidates, tokens, fused, weights)
-    return Segmentation(*what, anchor, logits, scores, encoded.video, seconds)
+    return Segmentation(*what, anchor, logits, scores, encoded.video, seconds, notes)
 
 # %% ../nbs/14_model.ipynb #c5e34ddf
 def as_sentences(

@@ -29,6 +29,8 @@ from tokenizers import (
 )
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers import (
     DynamicCache,
     LlamaConfig,
@@ -38,9 +40,11 @@ from transformers import (
     ResNetModel,
 )
 
+# %% ../nbs/engine/75_nano.ipynb #5a1e0c75
 from .files import VRSError, atomic_path, explain
 from .folders import read_config
 from .mdp import sam2_from_config
+from .notes import save_knowledge
 from .protocols import Parts
 from .scorer import clip_tokenize, scorer_from_config
 from .tokens import IMAGE, SEG, TAK, TemporalTokens, TokenProjection
@@ -137,6 +141,54 @@ def shared_video_mask(
     same = block[:, None] == block[None]
     return ((block[None] == 0) | (same & causal))[None, None]
 
+# %% ../nbs/engine/75_nano.ipynb #fb0cdb4a
+def causal_scores(
+    query: Tensor,  # (..., n, h)
+    key: Tensor,  # (..., n, h)
+) -> Tensor:  # (..., n, n), -inf for what comes later
+    "The scores of n positions, each of which sees itself and what was before."
+    n = query.shape[-2]
+    past = torch.ones(n, n, dtype=torch.bool, device=query.device).tril()
+    return (query @ key.transpose(-2, -1)).masked_fill(~past, -torch.inf)
+
+
+def softmax(scores: Tensor) -> Tensor:
+    "Softmax over the last axis, computed in float32."
+    return scores.softmax(-1, torch.float32).to(scores.dtype)
+
+# %% ../nbs/engine/75_nano.ipynb #cd2c51d5
+def shared_video_attention(
+    module: nn.Module,  # the layer's attention
+    query: Tensor,  # (B, heads, P + S·L, h); without `parts` any length
+    key: Tensor,  # the same
+    value: Tensor,  # the same
+    attention_mask: Tensor | None,  # used without `parts`
+    scaling: float | None = None,  # of the scores; None: 1 / sqrt(h)
+    dropout: float = 0.0,
+    parts: tuple[int, int, int] | None = None,  # P, S, L; None: ordinary attention
+    **kwargs: Any,
+) -> tuple[Tensor, None]:  # (B, P + S·L, heads, h)
+    "Frames attend to all frames, each sentence to the video and its own past."
+    if parts is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout, scaling, **kwargs
+        )
+    P, S, L = parts
+    B, heads, _, h = query.shape
+    query = query * (scaling or h**-0.5)
+    (q, k, v), (Q, K, V) = zip(*(x.split([P, S * L], 2) for x in (query, key, value)))
+    video = softmax(q @ k.transpose(2, 3)) @ v
+    each_q, each_k, each_v = (x.reshape(B, heads, S, L, h) for x in (Q, K, V))
+    own = causal_scores(each_q, each_k).flatten(2, 3)
+    weights = softmax(torch.cat([Q @ k.transpose(2, 3), own], -1))
+    to_video, to_own = weights.split([P, L], -1)
+    said = (to_own.reshape(B, heads, S, L, L) @ each_v).flatten(2, 3)
+    out = torch.cat([video, to_video @ v + said], 2)
+    return out.transpose(1, 2).contiguous(), None
+
+
+ALL_ATTENTION_FUNCTIONS.register("shared_video", shared_video_attention)
+
 # %% ../nbs/engine/75_nano.ipynb #3295c60d
 def cache_argument(
     model: nn.Module,  # a language model of transformers
@@ -157,7 +209,8 @@ class NanoEncoder(nn.Module):
         self.config, self.tokenizer = config, tokenizer
         self.vision_tower = ResNetModel(ResNetConfig(**config["tower"]))
         size = len(tokenizer)
-        llama = LlamaConfig(vocab_size=size, attn_implementation="sdpa", **config["llama"])
+        llama = LlamaConfig(vocab_size=size, **config["llama"])
+        llama._attn_implementation = "shared_video"
         self.llm = LlamaForCausalLM(llama)
         channels, d = config["tower"]["hidden_sizes"][-1], llama.hidden_size
         self.connector = VideoConnector(channels, d, config["cells"])
@@ -244,7 +297,7 @@ def run_llm(
     place = torch.cat([torch.arange(P), P + torch.arange(L).repeat(S)]).to(ids.device)
     out = self.llm.model(
         inputs_embeds=torch.cat([video, words], 1),
-        attention_mask=shared_video_mask(P, S, L).to(ids.device).expand(B, -1, -1, -1),
+        parts=(P, S, L),
         position_ids=place[None].expand(B, -1),
         output_hidden_states=self.training,
         use_cache=cache is not None,
@@ -414,4 +467,5 @@ def save(
         config = json.dumps(parts.config | {"model_type": MODEL_TYPE}, indent=1)
         (aside / "config.json").write_text(config, encoding="utf-8")
         parts.encoder.tokenizer.save_pretrained(aside)
+        save_knowledge(parts.knowledge, aside)
     return folder

@@ -7,6 +7,7 @@ __all__ = ['NANO_CONFIG', 'Teacher', 'sentence_query']
 
 # %% ../nbs/engine/89_nano_teacher.ipynb #9ebf0bb4
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -17,10 +18,9 @@ from torch import Tensor, nn
 from vrshq_nb.mdp import TokenPredictor
 from vrshq_nb.minivrs import (
     COLOURS,
-    FACTS,
     KINDS,
-    LOOKS,
     MOTIONS,
+    RESTRICTORS,
     SIZES,
     Clip,
     Expression,
@@ -29,7 +29,7 @@ from vrshq_nb.minivrs import (
     held_out,
 )
 from vrshq_nb.minivrs.scenes import SCENES, draw_scene
-from vrshq_nb.minivrs.sentences import wording
+from vrshq_nb.minivrs.sentences import as_typed, choose, say, synonym
 from vrshq_nb.minivrs.world import paste, sprite
 
 # %% ../nbs/engine/89_nano_teacher.ipynb #ec959bfc
@@ -44,11 +44,11 @@ ENCODER_SIZES: dict[str, Any] = {
         "layer_type": "basic",
     },
     "llama": {
-        "hidden_size": 192,
-        "intermediate_size": 512,
+        "hidden_size": 256,
+        "intermediate_size": 704,
         "num_hidden_layers": 6,
-        "num_attention_heads": 3,
-        "num_key_value_heads": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
         "max_position_embeddings": 4096,
         "tie_word_embeddings": True,
     },
@@ -56,7 +56,7 @@ ENCODER_SIZES: dict[str, Any] = {
 
 # %% ../nbs/engine/89_nano_teacher.ipynb #3d06e255
 SAM2_SIZES: dict[str, Any] = {
-    "image_size": 128,
+    "image_size": 256,
     "d_model": 128,
     "mem_dim": 32,
     "trunk": {
@@ -70,6 +70,7 @@ SAM2_SIZES: dict[str, Any] = {
     "memory_encoder": {"out_dim": 32},
     "decoder_mlp_dim": 512,
 }
+SMALL_SAM2 = SAM2_SIZES | {"image_size": 128}  # in the first stages, where speed counts
 CLIP_SIZES: dict[str, Any] = {
     "embed_dim": 96,
     "vision_cfg": {
@@ -79,7 +80,7 @@ CLIP_SIZES: dict[str, Any] = {
         "head_width": 64,
         "patch_size": 16,
     },
-    "text_cfg": {"context_length": 32, "vocab_size": 768, "width": 128, "heads": 2, "layers": 2},
+    "text_cfg": {"context_length": 48, "vocab_size": 2048, "width": 128, "heads": 2, "layers": 2},
 }
 
 # %% ../nbs/engine/89_nano_teacher.ipynb #f535aea4
@@ -125,7 +126,11 @@ class Teacher(nn.Module):
         sam2: TokenPredictor,  # gives the positional encoding
         queries: Sequence[Sequence[QueryPart]],  # Q, at least one part each
     ) -> Tensor:  # (Q, D)
-        "One token a query: the mean over its parts."
+        "One token a query: the mean over its parts; always in float32."
+        with torch.autocast(self.place.weight.device.type, enabled=False):
+            return self.tokens(sam2, queries)
+
+    def tokens(self, sam2: TokenPredictor, queries: Sequence[Sequence[QueryPart]]) -> Tensor:
         parts = [part for query in queries for part in query]
         owner = torch.tensor([q for q, query in enumerate(queries) for _ in query])
         kind = self.kind(torch.tensor([part.kind for part in parts]))
@@ -398,16 +403,23 @@ def draw_caption(
     colour: int,  # colour id
 ) -> Caption:  # one that fits
     "A random caption of an object: 40 % colour and kind, 25 % kind, 10 % colour, 25 % a fact."
-    form, words = rng.random(), wording(rng, LOOKS, "train")
+    form = rng.random()
     k, c = KIND_NAMES[kind], COLOUR_NAMES[colour]
-    if form < 0.4:
-        return Caption(words.format(f"{c} {k}"), kind, colour)
-    if form < 0.65:
-        return Caption(words.format(k), kind)
-    if form < 0.75:
-        return Caption(words.format(f"{c} thing"), None, colour)
-    fact = KINDS[k].facts[rng.integers(len(KINDS[k].facts))]
-    return Caption(wording(rng, FACTS[fact], "train"), fact=fact)
+    if form < 0.25:
+        fact = choose(rng, KINDS[k].facts)
+        return Caption(as_typed(say(rng, fact, "train"), rng), fact=fact)
+    one, many = synonym(rng, "kinds", k, "train")
+    wanted: tuple[int | None, int | None] = (kind, None)
+    if form < 0.35:
+        one, many = synonym(rng, "classes", "thing", "train")
+        wanted = (None, colour)
+    elif form < 0.75:
+        wanted = (kind, colour)
+    if wanted[1] is not None:
+        shade = synonym(rng, "colours", c, "train")
+        one, many = f"{shade} {one}", f"{shade} {many}"
+    name = "looks" if rng.random() < 0.5 else choose(rng, list(RESTRICTORS))
+    return Caption(as_typed(say(rng, name, "train", n=one, ns=many), rng), *wanted)
 
 # %% ../nbs/engine/89_nano_teacher.ipynb #b173e4f0
 MAX_OBJECTS = 6  # that a clip may hold
@@ -473,16 +485,19 @@ def answer_text(record: Record, expression: Expression) -> str:
     return f"it is the {names[0]}" if len(names) == 1 else f"there are {len(names)} things"
 
 # %% ../nbs/engine/89_nano_teacher.ipynb #34236f52
-EASY_FAMILIES = {"look": 0.5, "place": 0.15, "sense": 0.2, "absent": 0.15}
+EASY_FAMILIES = {"look": 0.4, "place": 0.15, "sense": 0.25, "several": 0.06, "absent": 0.14}
 ALL_FAMILIES = {
-    "look": 0.15,
-    "place": 0.16,
-    "motion": 0.2,
+    "look": 0.13,
+    "place": 0.13,
+    "motion": 0.18,
+    "relation": 0.07,
     "sense": 0.1,
     "time": 0.16,
     "compare": 0.07,
-    "several": 0.07,
-    "absent": 0.09,
+    "order": 0.06,
+    "several": 0.06,
+    "not": 0.05,
+    "absent": 0.1,
 }
 
 # %% ../nbs/engine/89_nano_teacher.ipynb #9acb4b1f
@@ -496,7 +511,8 @@ def draw_sentences(
     found = draw_expressions(record, rng, n, "train", families)
     while not found:
         found = draw_expressions(record, rng, n, "train")
-    return [found[i % len(found)] for i in range(n)]
+    chosen = [found[i % len(found)] for i in range(n)]
+    return [replace(e, text=as_typed(e.text, rng)) for e in chosen]
 
 # %% ../nbs/engine/89_nano_teacher.ipynb #b1c753ad
 class SentenceLabels(NamedTuple):

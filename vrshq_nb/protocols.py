@@ -16,6 +16,7 @@ from torch import Tensor
 
 # %% ../nbs/engine/73_protocols.ipynb #b966b926
 from .mdp import Features, MaskOutput
+from .notes import Knowledge
 from .tokens import TemporalTokens
 
 # %% ../nbs/engine/73_protocols.ipynb #1fa06ea3
@@ -101,3 +102,4 @@ class Parts:
     sam2: MaskPredictor
     scorer: FrameScorer
     config: dict[str, Any] = field(default_factory=dict)  # of config.json, with "model_type"
+    knowledge: Knowledge | None = None  # what it has met in training; None: no notes

@@ -26,6 +26,7 @@ from vrshq_nb.folders import find_weights
 from vrshq_nb.llama_tokenizer import LegacyLlamaTokenizer
 from vrshq_nb.mdp import sam2_from_config
 from vrshq_nb.nano import as_module, current_name
+from vrshq_nb.notes import save_knowledge
 from vrshq_nb.protocols import Parts
 from vrshq_nb.scorer import (
     CLIP_NAME,
@@ -388,6 +389,7 @@ def save(
         config = json.dumps(parts.config | {"model_type": MODEL_TYPE}, indent=1)
         (aside / "config.json").write_text(config, encoding="utf-8")
         parts.encoder.tokenizer.save_pretrained(aside)
+        save_knowledge(parts.knowledge, aside)
         tokenize = getattr(parts.scorer, "tokenize", None)
         if isinstance(tokenize, TransformersTokenize) and tokenize.tokenizer is not None:
             tokenize.tokenizer.save_pretrained(aside / "clip")

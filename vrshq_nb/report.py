@@ -52,7 +52,7 @@ def distribution_figure(
 ) -> Figure:
     "A histogram of J&F, stacked by type of sentence."
     types = {"referring": 0, "reasoning": 1, "no target": 2, "": None}
-    colours = {"referring": 1, "reasoning": 3, "no target": 9, "": 1}
+    colours = {"referring": 1, "reasoning": 3, "no target": 6, "": 1}
     parts = {k: [r["JF"] for r in rows if r["type_id"] == t] for k, t in types.items()}
     parts = {k: v for k, v in parts.items() if v}
     fig = Figure(figsize=(7, 2.4), dpi=80, layout="constrained")
@@ -79,13 +79,12 @@ def prediction_sheet(
     true: np.ndarray,  # bool (n, H, W)
     names: Sequence[str],  # n, of the frames
 ) -> np.ndarray:  # uint8 (H', W', 3)
-    "The prediction above, in red, and the truth below, in green."
+    "The prediction above, and the truth below, its outline dashed."
     sheets = []
-    for what, masks, colour in (("found", pred, 0), ("truth", true, 2)):
+    for what, masks, truth in (("found", pred, None), ("truth", None, true)):
         titles = [f"{what} {name}" for name in names]
-        colours = [object_colour(colour)]
         n = len(frames)
-        sheet = contact_sheet(frames, masks, titles, n, width=150 * n, colours=colours)
+        sheet = contact_sheet(frames, masks, titles, n, width=150 * n, truth=truth)
         sheets.append(sheet.array)
     return np.concatenate(sheets)
 

@@ -32,6 +32,7 @@ from vrshq_nb.minivrs import FAMILIES, Clip, MiniVRS
 from vrshq_nb.model import VRSHQ
 from vrshq_nb.nano_stages import NANO_STAGES, load_parts, nano_tokenizer
 from vrshq_nb.nano import build, save
+from vrshq_nb.nano_knowledge import fit_nano_knowledge
 from vrshq_nb.nano_teacher import NANO_CONFIG
 
 # %% ../nbs/22_training.ipynb #cd350bb6
@@ -172,15 +173,17 @@ STEPS = {
     "vision_tower": 2200,
     "sam2_image": 3000,
     "sam2_memory": 1500,
-    "language": 2400,
+    "sam2_image_fine": 700,
+    "sam2_memory_fine": 200,
+    "language": 3700,
     "clip": 1500,
-    "joint": 600,
+    "joint": 420,
 }
 
 # %% ../nbs/22_training.ipynb #52bdc69a
 ROUNDS = (  # columns of a round need nothing of one another
     (("vision_tower",), ("sam2_image",)),
-    (("language",), ("sam2_memory", "clip")),
+    (("language",), ("sam2_memory", "sam2_image_fine", "sam2_memory_fine", "clip")),
     (("joint",),),
 )
 
@@ -236,13 +239,16 @@ def assemble(
     folder: Path | str,  # with the stages' checkpoints
     out: Path | str,  # folder of the model
     dtype: torch.dtype = torch.float16,
+    clips: int = 900,  # for the statistics of known frames
 ) -> Path:  # the folder of the model
     "Write the newest parts as one model, with the teacher and the logs beside it."
     folder = Path(folder)
     parts = build(NANO_CONFIG, nano_tokenizer())
     load_parts(newest(folder, "joint", "language"), encoder=parts.encoder)
-    load_parts(newest(folder, "sam2_memory", "sam2_image"), sam2=parts.sam2)
+    sam2_stages = ("sam2_memory_fine", "sam2_memory", "sam2_image")
+    load_parts(newest(folder, *sam2_stages), sam2=parts.sam2)
     load_parts(folder / "clip.pt", scorer=parts.scorer)
+    parts.knowledge = fit_nano_knowledge(parts.encoder, clips)
     out = save(parts, out, dtype)
     state = torch.load(folder / "sam2_image.pt", weights_only=True, map_location="cpu")
     teacher = {name: weight.to(dtype) for name, weight in state["teacher"].items()}
@@ -275,7 +281,7 @@ def train_nano(
             ]
             for run in runs:
                 run.result()
-    return assemble(folder, folder / "nano")
+    return assemble(folder, folder / "nano", clips=20 if smoke else 900)
 
 # %% ../nbs/22_training.ipynb #1801848c
 def sentence_row(

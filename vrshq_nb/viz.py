@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['pipeline_figure', 'Picture', 'object_colour', 'overlay', 'contact_sheet', 'show_frames', 'score_timeline',
-           'token_similarity', 'summary_picture', 'browse']
+           'token_similarity', 'heading', 'summary_picture', 'browse']
 
 # %% ../nbs/engine/64_viz.ipynb #a6456298
 import html
@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from contourpy import contour_generator
 from matplotlib import font_manager
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageEnhance, ImageFont
 
 from .files import VRSError, atomic_path
 from .transforms import check_frames, pil_images
@@ -155,16 +156,14 @@ class Picture:
 # %% ../nbs/engine/64_viz.ipynb #78ea394d
 OBJECT_COLOURS = np.array(
     [
-        [230, 57, 70],
-        [29, 120, 210],
-        [42, 157, 90],
-        [244, 162, 20],
-        [142, 68, 173],
-        [0, 172, 193],
-        [233, 30, 140],
-        [121, 85, 40],
-        [140, 170, 20],
-        [90, 95, 110],
+        [201, 23, 1],
+        [12, 49, 206],
+        [76, 152, 80],
+        [247, 172, 21],
+        [97, 30, 129],
+        [13, 190, 255],
+        [219, 62, 151],
+        [72, 24, 7],
     ],
     np.uint8,
 )
@@ -173,8 +172,20 @@ OBJECT_COLOURS = np.array(
 def object_colour(
     i: int,  # number of the object, from 0
 ) -> np.ndarray:  # uint8 (3,)
-    "The colour of object `i`, the same in every figure; after ten they start again."
+    "The colour of object `i`, the same in every figure; after eight they start again."
     return OBJECT_COLOURS[int(i) % len(OBJECT_COLOURS)]
+
+# %% ../nbs/engine/64_viz.ipynb #dim00001
+def dimmed(
+    frames: np.ndarray,  # uint8 (T, H, W, 3)
+    dim: float,  # 0: as they are, 1: black
+) -> np.ndarray:  # uint8 (T, H, W, 3)
+    "Pictures less colourful and darker, both by the share `dim`."
+    out = np.empty_like(frames)
+    for t, frame in enumerate(frames):
+        greyer = ImageEnhance.Color(Image.fromarray(frame)).enhance(1 - dim)
+        out[t] = ImageEnhance.Brightness(greyer).enhance(1 - dim)
+    return out
 
 # %% ../nbs/engine/64_viz.ipynb #e4d181e8
 def as_masks(
@@ -197,34 +208,94 @@ def as_masks(
     return m.astype(bool)
 
 # %% ../nbs/engine/64_viz.ipynb #e988b6c4
+def widen(
+    mask: np.ndarray,  # bool (..., H, W)
+    width: int,  # pixels
+) -> np.ndarray:  # bool (..., H, W)
+    "A mask grown by `width` pixels on all sides."
+    for i in range(width):
+        p = np.pad(mask, [(0, 0)] * (mask.ndim - 2) + [(1, 1), (1, 1)])
+        upright = p[..., :-2, :] | p[..., 1:-1, :] | p[..., 2:, :]
+        level = upright if i % 2 else p[..., 1:-1, :]
+        mask = upright[..., 1:-1] | level[..., :-2] | level[..., 2:]
+    return mask
+
+
 def outline_of(
     mask: np.ndarray,  # bool (..., H, W)
     width: int = 1,  # of the line, in pixels
 ) -> np.ndarray:  # bool (..., H, W)
-    "The pixels of a mask that lie within `width` of its edge, the edge of the picture left out."
-    inner = mask
-    for _ in range(width):
-        p = np.pad(inner, [(0, 0)] * (mask.ndim - 2) + [(1, 1), (1, 1)], mode="edge")
-        inner = inner & p[..., :-2, 1:-1] & p[..., 2:, 1:-1] & p[..., 1:-1, :-2] & p[..., 1:-1, 2:]
-    return mask & ~inner
+    "The pixels around a mask, none of its own."
+    return widen(mask, width) & ~mask
+
+# %% ../nbs/engine/64_viz.ipynb #dash0002
+def dashes(
+    mask: np.ndarray,  # bool (H, W)
+    width: int,  # of the line, in pixels
+) -> np.ndarray:  # bool (H, W)
+    "Points just outside of a mask; widened by twice `width`, they are dashes around it."
+    out = np.zeros(mask.shape, bool)
+    for points in contour_generator(z=mask.astype(np.float32)).lines(0.25):
+        way = np.cumsum(np.hypot(*np.diff(points, axis=0, prepend=points[:1]).T))
+        pairs = max(1, round(way[-1] / (10 * width)))  # of a dash and a gap
+        on = pairs * way / max(way[-1], 1) % 1 < 0.2
+        x, y = points[on].round().astype(int).T
+        out[y, x] = True
+    return out
+
+# %% ../nbs/engine/64_viz.ipynb #line0001
+DARK, BRIGHT = (0, 0, 0), (255, 255, 255)
+
+
+def box_of(
+    mask: np.ndarray,  # bool (H, W)
+    margin: int,  # pixels
+) -> tuple[slice, slice, slice]:  # of arrays (T, H, W, ...)
+    "The part of the picture in which a mask lies."
+    rows, columns = np.nonzero(mask.any(1))[0], np.nonzero(mask.any(0))[0]
+    if not len(rows):
+        return slice(None), slice(0), slice(0)
+    top, left = (max(0, int(x[0]) - margin) for x in (rows, columns))
+    bottom, right = (int(x[-1]) + margin + 1 for x in (rows, columns))
+    return slice(None), slice(top, bottom), slice(left, right)
+
+
+def draw_outline(
+    out: np.ndarray,  # uint8 (T, H, W, 3), is drawn on
+    mask: np.ndarray,  # bool (T, H, W)
+    colour: Sequence | np.ndarray | None = None,  # (3,), of the line at the object; None: dark
+    dashed: bool = False,  # both tones in turn, instead of side by side
+) -> None:
+    "An outline of two tones around a mask, on none of the mask's own pixels."
+    width = max(1, round(min(mask.shape[1:]) / 240))
+    out, mask = (x[box_of(mask.any(0), 4 * width)] for x in (out, mask))
+    line = outline_of(mask, (2 if dashed else 3) * width)
+    bright = line & ~outline_of(mask, (1 if colour is None else 2) * width)
+    if dashed and mask.size:
+        bright = line & widen(np.stack([dashes(m, width) for m in mask]), 2 * width)
+    out[line] = DARK if colour is None else colour
+    out[bright] = BRIGHT
 
 # %% ../nbs/engine/64_viz.ipynb #4ff6378c
 def overlay(
     frames: np.ndarray,  # uint8 (T, H, W, 3)
-    masks: np.ndarray,  # bool (T, H, W), or (K, T, H, W) for K objects
-    alpha: float = 0.5,  # 0: no colour, 1: nothing but colour
+    masks: np.ndarray | None = None,  # bool (T, H, W), or (K, T, H, W); None: the truth's
+    dim: float = 0.45,  # how much the rest is dimmed; 0: not at all, 1: to black
     colours: Sequence | None = None,  # K colours (3,), 0 to 255; None: `object_colour`
-    outline: bool = True,  # draw the edge in full colour
+    outline: bool = True,  # draw lines around the objects
+    truth: np.ndarray | None = None,  # as masks; its outline is dashed
 ) -> np.ndarray:  # uint8 (T, H, W, 3), a new array
-    "Each object's colour over its pixels, later ones on top; `VRSError` for masks that do not fit."
-    out = check_frames(frames).copy()
-    masks = as_masks(masks, out.shape[:3])
-    width = max(1, round(min(out.shape[1:3]) / 200))
-    for k, mask in enumerate(masks):
-        colour = np.asarray(object_colour(k) if colours is None else colours[k], np.float32)
-        out[mask] = ((1 - alpha) * out[mask] + alpha * colour).round()
-        if outline:
-            out[outline_of(mask, width)] = colour
+    "Selected things in their own colours, outlined, the rest dimmed; `VRSError` for other shapes."
+    frames = check_frames(frames)
+    given = [(m, dashed) for m, dashed in ((masks, False), (truth, True)) if m is not None]
+    if not given:
+        raise VRSError("there is nothing to draw over the frames: give masks, truth, or both")
+    drawn = [(as_masks(m, frames.shape[:3]), dashed) for m, dashed in given]
+    out = np.where(drawn[0][0].any(0)[..., None], frames, dimmed(frames, dim))
+    for objects, dashed in drawn if outline else []:
+        for k, mask in enumerate(objects):
+            own = object_colour(k) if len(objects) > 1 else None
+            draw_outline(out, mask, own if colours is None else colours[k], dashed)
     return out
 
 # %% ../nbs/engine/64_viz.ipynb #e13e31cf
@@ -237,7 +308,13 @@ def resize_frames(
     if frames.ndim == 4:
         return pil_images(frames, height, width, "lanczos")
     grey = frames if frames.dtype == np.uint8 else frames.astype(np.uint8) * 255
-    return pil_images(grey, height, width, "box") >= 128
+    shares = pil_images(grey, height, width, "box")
+    fullest = shares.max((1, 2), keepdims=True)
+    small = shares >= np.clip(fullest, 1, 128)
+    for t in np.flatnonzero(grey.any((1, 2)) & ~small.any((1, 2))):  # shares of less than 1/510
+        y, x = np.argwhere(grey[t])[0]
+        small[t, y * height // grey.shape[1], x * width // grey.shape[2]] = True
+    return small
 
 # %% ../nbs/engine/64_viz.ipynb #a8dec06f
 @lru_cache
@@ -308,21 +385,23 @@ def contact_sheet(
     width: int = 760,  # of the sheet, pixels
     mark: Collection[int] = (),  # numbers of the tiles to frame
     colours: Sequence | None = None,  # K colours for `overlay`
+    truth: np.ndarray | None = None,  # as masks, for `overlay`
 ) -> Picture:
     "Frames side by side, masks over them; `VRSError` for masks or titles that do not fit."
     frames = check_frames(frames)
     n, h, w = frames.shape[:3]
     if titles is not None and len(titles) != n:
         raise VRSError(f"there are {len(titles)} titles for {n} frames: give one a frame")
-    if masks is not None:
-        masks = as_masks(masks, (n, h, w))
     cols = max(1, min(int(cols), n))
     tw = min((width - 4 * (cols - 1)) // cols, max(w, 160))
     th = max(1, round(h * tw / w))
     tiles = resize_frames(frames, th, tw)
-    if masks is not None:
-        small = np.stack([resize_frames(m, th, tw) for m in masks])
-        tiles = overlay(tiles, small, colours=colours)
+    small = []
+    for drawn in (masks, truth):
+        each = () if drawn is None else as_masks(drawn, (n, h, w))
+        small.append(np.stack([resize_frames(m, th, tw) for m in each]) if len(each) else None)
+    if masks is not None or truth is not None:
+        tiles = overlay(tiles, small[0], colours=colours, truth=small[1])
     names = [str(title) for title in titles] if titles else [""] * n
     return Picture(grid([labelled(t, names[i], i in mark) for i, t in enumerate(tiles)], cols))
 
@@ -333,18 +412,21 @@ def show_frames(
     cols: int = 6,  # tiles in a row
     masks: np.ndarray | None = None,  # bool (T, H, W) or (K, T, H, W)
     n: int = 12,  # show at most so many, evenly spread
+    truth: np.ndarray | None = None,  # as masks; its outline is dashed
     **kwargs: Any,  # width, mark, colours of `contact_sheet`
 ) -> Picture:
     "A look at a video: frames evenly spread over it, with their numbers."
     total = len(frames)
     pick = sample_indices(total, min(n, total)) if total else []
-    if masks is not None:
-        if hasattr(masks, "detach"):
-            masks = masks.detach().cpu()
-        masks = np.asarray(masks)[..., pick, :, :]
+
+    def picked(drawn: Any) -> np.ndarray | None:
+        if hasattr(drawn, "detach"):
+            drawn = drawn.detach().cpu()
+        return None if drawn is None else np.asarray(drawn)[..., pick, :, :]
+
     chosen = frames.frames(pick) if isinstance(frames, Video) else check_frames(frames)[pick]
     titles = [f"frame {i}" for i in pick] if titles is None else [titles[i] for i in pick]
-    return contact_sheet(chosen, masks, titles, cols, **kwargs)
+    return contact_sheet(chosen, picked(masks), titles, cols, truth=picked(truth), **kwargs)
 
 # %% ../nbs/engine/64_viz.ipynb #b232bea8
 def softmax(
@@ -466,7 +548,16 @@ def result_line(
 ) -> str:
     "A result in one line: the sentence, whether the object was found, and from which frame."
     outcome = f"found, keyframe {seg.keyframe}" if seg.found else "no such object"
+    if getattr(seg, "answer", "") == "not understood":
+        outcome = seg.answer
     return f"“{seg.text}”: {outcome}"
+
+
+def note_lines(
+    seg: Any,  # `Segmentation`
+) -> list[str]:
+    "Its notes, as they stand under its line; [] where it has none."
+    return [f"note: {note}" for note in getattr(seg, "notes", [])]
 
 # %% ../nbs/engine/64_viz.ipynb #2aadc861
 def to_masks(
@@ -478,6 +569,20 @@ def to_masks(
     return np.asarray(masks.detach().cpu() if hasattr(masks, "detach") else masks)
 
 # %% ../nbs/engine/64_viz.ipynb #342113b5
+def heading(
+    text: str,
+    width: int,  # pixels
+    colour: str = "#111",  # of the text
+) -> np.ndarray:  # uint8 (H, width, 3)
+    "A text in up to three lines on white."
+    lines = textwrap.wrap(text, max(20, width // 8))[:3]
+    strip = Image.new("RGB", (width, 8 + 20 * len(lines)), "white")
+    draw = ImageDraw.Draw(strip)
+    for i, line in enumerate(lines):
+        draw.text((4, 4 + 20 * i), fit_text(line, width - 8, 14), colour, font(14))
+    return np.asarray(strip)
+
+
 def summary_picture(
     seg: Any,  # `Segmentation`
     n: int = 6,  # frames to show
@@ -489,12 +594,8 @@ def summary_picture(
     titles = [f"keyframe {i}" if seg.found and i == seg.keyframe else f"frame {i}" for i in pick]
     frames, masks = seg.video.frames(pick), to_masks(seg.masks, pick)
     sheet = contact_sheet(frames, masks, titles, len(pick), width, marked).array
-    lines = textwrap.wrap(result_line(seg), max(20, sheet.shape[1] // 8))[:3]
-    head = Image.new("RGB", (sheet.shape[1], 8 + 20 * len(lines)), "white")
-    draw = ImageDraw.Draw(head)
-    for i, line in enumerate(lines):
-        draw.text((4, 4 + 20 * i), fit_text(line, head.width - 8, 14), "#111", font(14))
-    return Picture(np.concatenate([np.asarray(head), sheet]))
+    lines = [result_line(seg), *note_lines(seg)]
+    return Picture(np.concatenate([*(heading(line, sheet.shape[1]) for line in lines), sheet]))
 
 # %% ../nbs/engine/64_viz.ipynb #8c9ddcf6
 def plot_with_ruler(
@@ -584,5 +685,6 @@ def browse(
     for control in (slider, mask):
         control.observe(draw, "value")
     draw()
-    head = w.HTML(f"<b>{html.escape(result_line(seg))}</b>")
+    notes = "".join(f"<br>{html.escape(line)}" for line in note_lines(seg))
+    head = w.HTML(f"<b>{html.escape(result_line(seg))}</b>{notes}")
     return w.VBox([head, picture, w.HBox([play, slider, mask]), scores])

@@ -22,6 +22,7 @@ from . import nano
 from .files import VRSError, atomic_path, explain
 from .folders import find_weights, read_config
 from .nano import as_module
+from .notes import save_knowledge
 from .protocols import FrameScorer, MaskPredictor, Parts
 from .sam2_sizes import sam2_pretrained
 from .scorer import scorer_pretrained
@@ -299,6 +300,7 @@ def save(
         (aside / "config.json").write_text(json.dumps(config | dict(whole=whole), indent=1))
         encoder.vlm.config.save_pretrained(aside / "llm")
         encoder.processor.save_pretrained(aside / "llm")
+        save_knowledge(parts.knowledge, aside)
         if lora:
             write_adapter(encoder, lora, aside)
     return folder

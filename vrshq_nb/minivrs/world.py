@@ -30,24 +30,26 @@ class Kind:
 KINDS = {
     kind.name: kind
     for kind in [
-        Kind("cat", "cats", ("animal",), ("purrs", "fur")),
-        Kind("dog", "dogs", ("animal",), ("barks", "fur")),
-        Kind("bird", "birds", ("animal",), ("flies", "nest", "wings")),
-        Kind("fish", "fish", ("animal",), ("swims",)),
-        Kind("butterfly", "butterflies", ("animal",), ("flies", "caterpillar", "wings")),
+        Kind("cat", "cats", ("animal",), ("purrs", "fur", "whiskers")),
+        Kind("dog", "dogs", ("animal",), ("barks", "fur", "leash")),
+        Kind("bird", "birds", ("animal",), ("flies", "nest", "wings", "sings")),
+        Kind("fish", "fish", ("animal",), ("swims", "scales")),
+        Kind(
+            "butterfly", "butterflies", ("animal",), ("flies", "caterpillar", "wings", "flutters")
+        ),
         Kind("rabbit", "rabbits", ("animal",), ("carrots", "fur")),
-        Kind("kite", "kites", ("toy",), ("flies", "wind", "string")),
-        Kind("balloon", "balloons", ("toy",), ("flies", "string", "pops")),
-        Kind("sailboat", "sailboats", ("vehicle",), ("wind", "water", "ride")),
-        Kind("car", "cars", ("vehicle",), ("wheels", "ride")),
+        Kind("kite", "kites", ("toy",), ("flies", "wind", "string", "tail string")),
+        Kind("balloon", "balloons", ("toy",), ("flies", "string", "pops", "helium")),
+        Kind("sailboat", "sailboats", ("vehicle",), ("wind", "water", "ride", "sail")),
+        Kind("car", "cars", ("vehicle",), ("wheels", "ride", "engine")),
         Kind("bus", "buses", ("vehicle",), ("wheels", "passengers", "ride")),
         Kind("ball", "balls", ("toy",), ("kick",)),
         Kind("rocket", "rockets", ("vehicle",), ("flies", "space", "ride")),
-        Kind("flower", "flowers", (), ("grows",)),
-        Kind("cup", "cups", (), ("drink",)),
-        Kind("lamp", "lamps", (), ("light",)),
+        Kind("flower", "flowers", (), ("grows", "vase")),
+        Kind("cup", "cups", (), ("drink", "handle")),
+        Kind("lamp", "lamps", (), ("light", "shade")),
         Kind("umbrella", "umbrellas", (), ("rain",)),
-        Kind("book", "books", (), ("read",)),
+        Kind("book", "books", (), ("read", "author")),
     ]
 }
 
