@@ -15,9 +15,9 @@ def model():
 
 @pytest.mark.parametrize("sentences", [1, 3])
 def test_the_stages_add_up_to_the_whole(model, tmp_path, sentences):
-    path, texts = sample_video(tmp_path, 8, 64, sentences)
-    assert len(Video.open(path)) == 8 and len(texts) == sentences
-    seconds = stage_seconds(model, path, texts, repeat=3)
+    path, texts = sample_video(tmp_path, 4, 64, sentences)
+    assert len(Video.open(path)) == 4 and len(texts) == sentences
+    seconds = stage_seconds(model, path, texts, repeat=1)
     assert {"read", "SAM 2 encoder", "CLIP", "tokens", "keyframe", "propagate", "all"} <= set(
         seconds
     ) and min(seconds.values()) >= 0
@@ -27,21 +27,20 @@ def test_the_stages_add_up_to_the_whole(model, tmp_path, sentences):
 
 @torch.no_grad()
 def test_encoding_again_gives_the_same_masks(model, tmp_path):
-    path, texts = sample_video(tmp_path, 12, 128, 2)
-    for text in texts:
-        once, again = (
-            model.segment(path, text, gate=False).masks,
-            encode_again(model, Video.open(path), text),
-        )
-        assert once.shape == again.shape and (once == again).mean() > 0.999
+    path, texts = sample_video(tmp_path, 6, 128, 1)
+    once = model.segment(path, texts[0], gate=False).masks
+    again = encode_again(model, Video.open(path), texts[0])
+    assert once.shape == again.shape and (once == again).mean() > 0.999
 
 
 def test_ratio_and_growth_are_positive(model, tmp_path):
     assert reuse_ratio(model, *sample_video(tmp_path, 4, 64), repeat=1) > 0
-    out = growth(model, (2, 4), (1, 2), repeat=1)
-    assert list(out["frames"]) == [2, 4] and all(
-        np.isfinite(list(v.values())).all() for v in out.values()
-    )
+    out = growth(model, (2, 4), (1,), repeat=1)
+    assert {key: list(seconds) for key, seconds in out.items()} == {
+        "frames": [2, 4],
+        "sentences": [1],
+    }
+    assert all(np.isfinite(list(seconds.values())).all() for seconds in out.values())
 
 
 def test_the_command_prints_shares_and_a_ratio(capsys):

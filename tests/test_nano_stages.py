@@ -46,7 +46,7 @@ def train(name, folder, steps, stop_at=None, **sizes):
             raise KeyboardInterrupt
         return stage.step(n)
 
-    options = dict(every=2, final_rate=stage.final_rate)
+    options = dict(every=2, final_rate=stage.final_rate, muon=stage.muon)
     run_stage(name, folder, stage.modules, steps, step, stage.lr, **options)
 
 

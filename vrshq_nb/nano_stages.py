@@ -23,6 +23,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, ResNetConfig
 from transformers.models.llama.modeling_llama import rotate_half
 
 # %% ../nbs/engine/90_nano_stages.ipynb #a89d292d
+from vrshq_nb.files import atomic_path
 from vrshq_nb.losses import mask_iou, nano_mask_losses, object_loss, upsample_logits
 from vrshq_nb.mdp import Features, TokenPredictor, sam2_from_config
 from vrshq_nb.minivrs import COLOURS, KINDS, MOTIONS, Clip, Expression, Record, make_clip
@@ -71,6 +72,7 @@ class Stage:
     number: ClassVar[int]  # gives each stage its own random numbers
     lr: ClassVar[float]  # the highest learning rate
     final_rate: ClassVar[float] = 0.02  # share of `lr` left at the end
+    muon: ClassVar[bool] = False  # whether Muon trains the large matrices
 
     def __post_init__(self) -> None:
         torch.manual_seed(self.seed)
@@ -283,12 +285,13 @@ class Sam2ImageStage(Stage):
     clips: int = 3
     frames: int = 4  # of a clip
     queries: int = 5  # about a frame
+    sizes: ClassVar[dict[str, Any]] = SMALL_SAM2
     name = "sam2_image"
     number = 11
     lr = 8e-4
 
     def build(self) -> dict[str, nn.Module]:
-        self.sam2 = sam2_from_config(SMALL_SAM2).train()
+        self.sam2 = sam2_from_config(self.sizes).train()
         self.teacher, self.dense = Teacher(128), DenseHead((16, 32, 128))
         tie_attention(self.sam2)
         return {"sam2": self.sam2, "teacher": self.teacher, "aux": self.dense}
@@ -397,16 +400,20 @@ class Sam2MemoryStage(Stage):
     tracks: int = 4  # of a clip
     length: int = 6  # frames of a track
     queries: int = 6  # teacher tokens of a clip
+    sizes: ClassVar[dict[str, Any]] = SMALL_SAM2
+    start: ClassVar[str] = "sam2_image"  # the stage whose SAM 2 is trained on
     name = "sam2_memory"
     number = 14
     lr = 5e-4
 
     def build(self) -> dict[str, nn.Module]:
-        self.sam2 = sam2_from_config(SMALL_SAM2).train()
+        self.sam2 = sam2_from_config(self.sizes).train()
         self.teacher = Teacher(128)
-        load_parts(Path(self.folder) / "sam2_image.pt", sam2=self.sam2, teacher=self.teacher)
+        load_parts(Path(self.folder) / f"{self.start}.pt", sam2=self.sam2)
+        load_parts(Path(self.folder) / "sam2_image.pt", teacher=self.teacher)
         self.sam2.hide_absent = True  # as at inference: an absent object has no mask
-        init_memory_attention(self.sam2)
+        if self.start == "sam2_image":
+            init_memory_attention(self.sam2)
         decoder = self.sam2.sam_mask_decoder
         for part in (self.sam2.image_encoder, decoder.conv_s0, decoder.conv_s1):
             part.requires_grad_(False)
@@ -481,14 +488,14 @@ class Sam2FineImageStage(Sam2ImageStage):
     name = "sam2_image_fine"
     number = 17
     lr = 4e-4
+    sizes = NANO_CONFIG["sam2"]
 
     def build(self) -> dict[str, nn.Module]:
-        self.sam2 = sam2_from_config(NANO_CONFIG["sam2"]).train()
-        self.teacher, self.dense = Teacher(128), DenseHead((16, 32, 128))
+        modules = super().build()
         load_parts(Path(self.folder) / "sam2_memory.pt", sam2=self.sam2)
         load_parts(Path(self.folder) / "sam2_image.pt", teacher=self.teacher)
-        self.teacher.to(self.device).requires_grad_(False)
-        return {"sam2": self.sam2, "aux": self.dense}
+        modules.pop("teacher").to(self.device).requires_grad_(False)
+        return modules
 
 # %% ../nbs/engine/90_nano_stages.ipynb #5966a2ef
 @dataclass
@@ -500,18 +507,8 @@ class Sam2FineMemoryStage(Sam2MemoryStage):
     name = "sam2_memory_fine"
     number = 18
     lr = 4e-4
-
-    def build(self) -> dict[str, nn.Module]:
-        self.sam2 = sam2_from_config(NANO_CONFIG["sam2"]).train()
-        self.teacher = Teacher(128)
-        load_parts(Path(self.folder) / "sam2_image_fine.pt", sam2=self.sam2)
-        load_parts(Path(self.folder) / "sam2_image.pt", teacher=self.teacher)
-        self.sam2.hide_absent = True
-        decoder = self.sam2.sam_mask_decoder
-        for part in (self.sam2.image_encoder, decoder.conv_s0, decoder.conv_s1):
-            part.requires_grad_(False)
-        self.teacher.to(self.device).requires_grad_(False)
-        return {"sam2": self.sam2}
+    sizes = NANO_CONFIG["sam2"]
+    start = "sam2_image_fine"
 
 # %% ../nbs/engine/90_nano_stages.ipynb #17d43b92
 class ClipBank:
@@ -596,6 +593,17 @@ def nano_tokenizer(
         texts += [f" {colour} {kind} it is the {colour} {kind}" for kind in KINDS]
     return build_tokenizer(texts, vocab_size)
 
+# %% ../nbs/engine/90_nano_stages.ipynb #2a6489cf
+def folder_tokenizer(
+    folder: Path,  # of the checkpoints
+) -> PreTrainedTokenizerFast:
+    "The tokenizer that a folder's stages are trained with; made and stored at the first call."
+    stored = Path(folder) / "tokenizer"
+    if not stored.exists():
+        with atomic_path(stored) as aside:
+            nano_tokenizer().save_pretrained(aside)
+    return PreTrainedTokenizerFast.from_pretrained(stored)
+
 # %% ../nbs/engine/90_nano_stages.ipynb #eb7caa56
 def name_ids(tokenizer: PreTrainedTokenizerFast) -> Tensor:  # (27,)
     "Token ids of the names of kinds, then colours: one token each."
@@ -626,7 +634,7 @@ def tie_heads(
 # %% ../nbs/engine/90_nano_stages.ipynb #7c5065f6
 def new_encoder(folder: Path) -> NanoEncoder:  # in training mode, its vision tower frozen
     "A token encoder with the trained vision tower."
-    encoder = NanoEncoder(NANO_CONFIG["encoder"], nano_tokenizer())
+    encoder = NanoEncoder(NANO_CONFIG["encoder"], folder_tokenizer(folder))
     load_parts(Path(folder) / "vision_tower.pt", vision_tower=encoder.vision_tower)
     encoder.vision_tower.requires_grad_(False)
     encoder.train()
@@ -965,13 +973,14 @@ def weighted_sum(
 class LanguageStage(Stage):
     "The language model: find the target, and write the teacher's tokens."
 
-    clips: int = 8
-    sentences: int = 8  # about a clip
+    clips: int = 12
+    sentences: int = 6  # about a clip
     easy: int = 700  # steps with easy sentences
     name = "language"
     number = 13
     lr = 1e-3
     final_rate = 0.3  # the joint stage continues
+    muon = True
 
     def build(self) -> dict[str, nn.Module]:
         self.encoder, self.heads = (
@@ -982,7 +991,8 @@ class LanguageStage(Stage):
         self.sam2, self.teacher = frozen_sam2(self.folder, "sam2_image", self.device)
         if self.steps > COMPILE_FROM:
             compile_layers(self.encoder.llm, self.device)
-        self.bank = ClipBank(partial(encoded_clip, self.encoder))
+        make = partial(encoded_clip, self.encoder)
+        self.bank = ClipBank(make, most=2000, start=min(150, 4 * self.steps))
         self.names = name_ids(self.encoder.tokenizer)
         return {"encoder": self.encoder, "aux": self.heads}
 
@@ -1056,6 +1066,7 @@ class JointStage(Stage):
     name = "joint"
     number = 15
     lr = 6e-4
+    muon = True
 
     def build(self) -> dict[str, nn.Module]:
         self.encoder, self.heads = (
@@ -1068,7 +1079,7 @@ class JointStage(Stage):
         if self.steps > COMPILE_FROM:
             compile_layers(self.encoder.llm, self.device)
         make = partial(encoded_clip, self.encoder, seed=JOINT_CLIPS, sam2=self.sam2)
-        self.bank = ClipBank(make, most=120, start=60)
+        self.bank = ClipBank(make, most=120, start=min(60, 4 * self.steps))
         self.names = name_ids(self.encoder.tokenizer)
         return {"encoder": self.encoder, "aux": self.heads}
 
@@ -1116,7 +1127,7 @@ class ClipStage(Stage):
     lr = 1e-3
 
     def build(self) -> dict[str, nn.Module]:
-        self.scorer = new_scorer(nano_tokenizer()).train()
+        self.scorer = new_scorer(folder_tokenizer(self.folder)).train()
         return {"scorer": self.scorer}
 
     def step(self, n: int) -> tuple[Tensor, dict[str, Any]]:

@@ -487,17 +487,17 @@ def answer_text(record: Record, expression: Expression) -> str:
 # %% ../nbs/engine/89_nano_teacher.ipynb #34236f52
 EASY_FAMILIES = {"look": 0.4, "place": 0.15, "sense": 0.25, "several": 0.06, "absent": 0.14}
 ALL_FAMILIES = {
-    "look": 0.13,
-    "place": 0.13,
-    "motion": 0.18,
-    "relation": 0.07,
-    "sense": 0.1,
+    "look": 0.08,
+    "place": 0.11,
+    "motion": 0.2,
+    "relation": 0.09,
+    "sense": 0.07,
     "time": 0.16,
-    "compare": 0.07,
-    "order": 0.06,
-    "several": 0.06,
-    "not": 0.05,
-    "absent": 0.1,
+    "compare": 0.09,
+    "order": 0.08,
+    "several": 0.05,
+    "not": 0.06,
+    "absent": 0.11,
 }
 
 # %% ../nbs/engine/89_nano_teacher.ipynb #9acb4b1f

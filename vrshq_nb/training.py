@@ -23,14 +23,14 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import AdamW, Muon, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm.auto import tqdm
 
 from vrshq_nb.metrics import boundary_f, bootstrap_interval, jaccard
 from vrshq_nb.minivrs import FAMILIES, Clip, MiniVRS
 from vrshq_nb.model import VRSHQ
-from vrshq_nb.nano_stages import NANO_STAGES, load_parts, nano_tokenizer
+from vrshq_nb.nano_stages import NANO_STAGES, folder_tokenizer, load_parts
 from vrshq_nb.nano import build, save
 from vrshq_nb.nano_knowledge import fit_nano_knowledge
 from vrshq_nb.nano_teacher import NANO_CONFIG
@@ -47,20 +47,42 @@ def rate_factor(
     return min((step + 1) / warmup, final_rate + (1 - final_rate) * cosine)
 
 # %% ../nbs/22_training.ipynb #69866135
-def make_optimiser(
-    parameters: Iterable[nn.Parameter],
+MUON_FROM = 128  # inputs and outputs of a matrix
+
+
+def large_matrices(module: nn.Module) -> list[nn.Parameter]:
+    "Trained weights of the linear layers with many inputs and outputs, without word embeddings."
+    words = {m.weight for m in module.modules() if isinstance(m, nn.Embedding)}
+    linear = [m.weight for m in module.modules() if isinstance(m, nn.Linear)]
+    large = [w for w in linear if w.requires_grad and min(w.shape) >= MUON_FROM]
+    return [w for w in large if w not in words]
+
+
+def make_optimisers(
+    modules: Iterable[nn.Module],
     lr: float,  # the highest learning rate
-    steps: int,
-    warmup: int = 100,
-    final_rate: float = 0.02,
-) -> tuple[Optimizer, LambdaLR]:
-    "AdamW with warm-up and cosine decay."
-    optimiser = AdamW(parameters, lr, betas=(0.9, 0.98), weight_decay=0.01)
+    muon: bool = False,  # Muon for the large matrices, AdamW for the rest; False: AdamW for all
+) -> list[Optimizer]:
+    "The optimisers of all trained parameters, each of which one of them holds."
+    parameters = [p for m in modules for p in m.parameters() if p.requires_grad]
+    large = [w for m in modules for w in large_matrices(m)] if muon else []
+    held = set(large)
+    rest = [p for p in parameters if p not in held]
+    optimisers: list[Optimizer] = [AdamW(rest, lr, betas=(0.9, 0.98), weight_decay=0.01)]
+    if large:
+        optimisers.append(Muon(large, lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"))
+    return optimisers
+
+# %% ../nbs/22_training.ipynb #69866136
+def make_schedule(
+    optimiser: Optimizer, steps: int, warmup: int = 100, final_rate: float = 0.02
+) -> LambdaLR:
+    "Warm-up and cosine decay of the learning rate."
 
     def factor(step: int) -> float:
         return rate_factor(step, steps, warmup, final_rate)
 
-    return optimiser, LambdaLR(optimiser, factor)
+    return LambdaLR(optimiser, factor)
 
 # %% ../nbs/22_training.ipynb #0bc870c7
 def replace_file(
@@ -77,8 +99,8 @@ def replace_file(
 def resume(
     path: Path,  # the checkpoint
     modules: dict[str, nn.Module],
-    optimiser: Optimizer,
-    schedule: LambdaLR,
+    optimisers: Sequence[Optimizer],
+    schedules: Sequence[LambdaLR],
 ) -> tuple[int, float]:  # steps done, minutes they took
     "Load a stage's checkpoint; (0, 0.0) where there is none."
     if not path.exists():
@@ -86,8 +108,10 @@ def resume(
     state = torch.load(path, weights_only=True, map_location="cpu")
     for name, module in modules.items():
         module.load_state_dict(state[name])
-    optimiser.load_state_dict(state["opt"])
-    schedule.load_state_dict(state["schedule"])
+    for optimiser, of_it in zip(optimisers, state["optimisers"], strict=True):
+        optimiser.load_state_dict(of_it)
+    for schedule, of_it in zip(schedules, state["schedules"], strict=True):
+        schedule.load_state_dict(of_it)
     return state["step"], state["minutes"]
 
 # %% ../nbs/22_training.ipynb #2d2e5ebf
@@ -120,15 +144,15 @@ def default_device(device: torch.device | str) -> AbstractContextManager[Any]:
     return nullcontext() if torch.device(device).type == "cpu" else torch.device(device)
 
 
-def update(
-    loss: Tensor, parameters: Sequence[nn.Parameter], optimiser: Optimizer, schedule: LambdaLR
-) -> None:
-    "One step of the optimiser, with the gradient's norm clipped to 1."
-    optimiser.zero_grad()
+def update(loss: Tensor, optimisers: Sequence[Optimizer], schedules: Sequence[LambdaLR]) -> None:
+    "One step of the optimisers, with the gradient's norm clipped to 1."
     loss.backward()
-    nn.utils.clip_grad_norm_(parameters, 1.0)
-    optimiser.step()
-    schedule.step()
+    groups = [group for optimiser in optimisers for group in optimiser.param_groups]
+    nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], 1.0)
+    for each in (*optimisers, *schedules):
+        each.step()
+    for optimiser in optimisers:
+        optimiser.zero_grad()
 
 # %% ../nbs/22_training.ipynb #a70dc007
 def run_stage(
@@ -141,29 +165,29 @@ def run_stage(
     device: torch.device | str = "cpu",
     every: int = 50,  # steps between two checkpoints and lines of the log
     progress: bool = True,  # show a bar
-    **schedule_options: Any,  # warmup, final_rate of `make_optimiser`
+    muon: bool = False,  # of `make_optimisers`
+    **schedule_options: Any,  # warmup, final_rate of `make_schedule`
 ) -> None:
     "Train a stage. Stopped and started again, it ends at the same weights, to the last bit."
     path, log, start = Path(folder) / f"{name}.pt", Path(folder) / f"{name}.jsonl", time.time()
-    parameters = []
-    for module in modules.values():
-        parameters += [p for p in module.to(device).parameters() if p.requires_grad]
-    optimiser, schedule = make_optimiser(parameters, lr, steps, **schedule_options)
-    first, before = resume(path, modules, optimiser, schedule)
+    optimisers = make_optimisers([m.to(device) for m in modules.values()], lr, muon)
+    schedules = [make_schedule(o, steps, **schedule_options) for o in optimisers]
+    first, before = resume(path, modules, optimisers, schedules)
     cut_log(log, first)
     sums: dict[str, list[float]] = {}
     bar = {"initial": first, "total": steps, "desc": name, "mininterval": 5}
     for n in tqdm(range(first, steps), disable=not progress, **bar):
         with default_device(device):
             loss, numbers = step(n)
-        update(loss, parameters, optimiser, schedule)
+        update(loss, optimisers, schedules)
         for key, value in numbers.items():
             sums.setdefault(key, []).append(float(torch.as_tensor(value).detach()))
         if (n + 1) % every == 0 or n + 1 == steps:
             minutes = before + (time.time() - start) / 60
             append_log(log, n + 1, minutes, sums)
             state: dict[str, Any] = {key: module.state_dict() for key, module in modules.items()}
-            state |= {"opt": optimiser.state_dict(), "schedule": schedule.state_dict()}
+            state |= {"optimisers": [optimiser.state_dict() for optimiser in optimisers]}
+            state |= {"schedules": [schedule.state_dict() for schedule in schedules]}
             state |= {"step": n + 1, "minutes": minutes}
             replace_file(path, partial(torch.save, state))
             sums = {}
@@ -211,6 +235,7 @@ def run_stages(
             stage.lr,
             device,
             progress=progress,
+            muon=stage.muon,
             final_rate=stage.final_rate,
         )
 
@@ -243,7 +268,7 @@ def assemble(
 ) -> Path:  # the folder of the model
     "Write the newest parts as one model, with the teacher and the logs beside it."
     folder = Path(folder)
-    parts = build(NANO_CONFIG, nano_tokenizer())
+    parts = build(NANO_CONFIG, folder_tokenizer(folder))
     load_parts(newest(folder, "joint", "language"), encoder=parts.encoder)
     sam2_stages = ("sam2_memory_fine", "sam2_memory", "sam2_image")
     load_parts(newest(folder, *sam2_stages), sam2=parts.sam2)
@@ -268,6 +293,7 @@ def train_nano(
 ) -> Path:  # the folder of the model
     "Make nano from nothing. A stage continues from its checkpoint; a finished one is skipped."
     folder = Path(folder)
+    folder_tokenizer(folder)  # before two processes want it
     planned = STEPS | (dict.fromkeys(STEPS, 2) if smoke else {}) | (steps or {})
     for columns in ROUNDS:
         if jobs == 1 or len(columns) == 1:
