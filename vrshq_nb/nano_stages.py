@@ -362,13 +362,14 @@ TRACKABLE = 0.4  # visible share of an object that can be tracked from a frame
 
 
 def draw_tracks(
-    clip: Clip,
+    record: Record,
+    ids: np.ndarray,  # uint8 (T, H, W), id maps of the clip
     frames: np.ndarray,  # (L,) frame numbers
     rng: np.random.Generator,
     n: int,  # tracks; 85 % of them single objects as long as there are any, else pairs
 ) -> list[Tensor]:  # n true masks, bool (L, H, W)
     "Objects visible in the first of `frames`; those that vanish later come first."
-    share = clip.record.share
+    share = record.share
     visible = np.flatnonzero(share[:, frames[0]] > TRACKABLE)
     order = sorted(rng.permutation(visible), key=lambda i: share[i, frames].min() > 0.1)
     pairs = [[int(i) for i in rng.permutation(visible)[:2]] for _ in range(n)]
@@ -376,7 +377,7 @@ def draw_tracks(
     for k in range(n):
         single = k < len(order) and rng.random() < 0.85
         objects = [int(order[k])] if single else pairs[k]
-        tracks.append(object_masks(clip.ids[frames], objects))
+        tracks.append(object_masks(ids[frames], objects))
     return tracks
 
 # %% ../nbs/engine/90_nano_stages.ipynb #fdf3cda9
@@ -390,6 +391,15 @@ def draw_window(
     start = int(rng.integers(n - (length - 1) * stride))
     frames = start + stride * np.arange(length)
     return frames[::-1] if rng.random() < 0.5 else frames
+
+# %% ../nbs/engine/90_nano_stages.ipynb #faf71e63
+def freeze_image_encoder(
+    sam2: TokenPredictor,  # changed in place
+) -> None:
+    "Train no part of what `encode` computes."
+    decoder = sam2.sam_mask_decoder
+    for part in (sam2.image_encoder, decoder.conv_s0, decoder.conv_s1):
+        part.requires_grad_(False)
 
 # %% ../nbs/engine/90_nano_stages.ipynb #faf71e64
 @dataclass
@@ -414,9 +424,7 @@ class Sam2MemoryStage(Stage):
         self.sam2.hide_absent = True  # as at inference: an absent object has no mask
         if self.start == "sam2_image":
             init_memory_attention(self.sam2)
-        decoder = self.sam2.sam_mask_decoder
-        for part in (self.sam2.image_encoder, decoder.conv_s0, decoder.conv_s1):
-            part.requires_grad_(False)
+        freeze_image_encoder(self.sam2)
         self.teacher.to(self.device).requires_grad_(False)
         return {"sam2": self.sam2}
 
@@ -440,6 +448,20 @@ class TrackBatch(QueryBatch):
     tracks: list[Tensor] = field(default_factory=list)  # N of bool (L, H, W)
     track_rows: list[Tensor] = field(default_factory=list)  # N of (L,), the frames of each track
 
+    def follow(
+        self,
+        record: Record,
+        ids: np.ndarray,  # uint8 (T, H, W), id maps of the clip
+        frames: np.ndarray,  # (L,) frame numbers
+        first: int,  # row of the first of them
+        rng: np.random.Generator,
+        n: int,  # tracks
+    ) -> None:
+        "Add tracks through a clip, where anything is visible in the first frame."
+        if (record.share[:, frames[0]] > TRACKABLE).any():
+            self.tracks += draw_tracks(record, ids, frames, rng, n)
+            self.track_rows += [torch.arange(first, first + len(frames))] * n
+
 
 def track_batch(
     stage: Sam2MemoryStage,
@@ -451,9 +473,7 @@ def track_batch(
         clip = draw_clip(MEMORY_CLIPS, n * stage.clips + c, stage.sam2.image_size)
         frames, first = draw_window(rng, length), len(batch.frames)
         batch.frames += list(clip.frames[frames])
-        if (clip.record.share[:, frames[0]] > TRACKABLE).any():
-            batch.tracks += draw_tracks(clip, frames, rng, stage.tracks)
-            batch.track_rows += [torch.arange(first, first + length)] * stage.tracks
+        batch.follow(clip.record, clip.ids, frames, first, rng, stage.tracks)
         for q in range(stage.queries):
             t = int(rng.integers(length))
             query: list[QueryPart] = [NOTHING]
@@ -1041,7 +1061,7 @@ def draw_token_prompts(
 def joint_mask_losses(
     sam2: TokenPredictor, batch: LanguageBatch, prompts: TokenPrompts
 ) -> tuple[Tensor, dict[str, Any]]:  # loss, numbers for the log
-    "Mask losses of tokens through SAM 2's frozen decoder."
+    "Mask losses of tokens through SAM 2's decoder."
     features = [clip["features"] for clip in batch.clips]
     levels = []
     for k in range(len(features[0].levels)):
@@ -1056,16 +1076,39 @@ def joint_mask_losses(
     by_form = {"iou_fused": iou[present & ~own].mean(), "iou_seg": iou[present & own].mean()}
     return loss, log | by_form
 
+# %% ../nbs/engine/90_nano_stages.ipynb #137acd76
+def joint_track_losses(
+    sam2: TokenPredictor,
+    clips: Sequence[dict[str, Any]],  # items of a bank, with features
+    rng: np.random.Generator,
+    tracks: int = 4,  # of a clip
+    length: int = 6,  # frames of a track
+) -> tuple[Tensor | float, dict[str, Any]]:  # loss, numbers for the log
+    "Mask losses of true masks that are propagated through some clips."
+    batch, parts = TrackBatch(), []
+    for k, clip in enumerate(clips):
+        frames = draw_window(rng, length)
+        parts.append(clip["features"][frames.tolist()])
+        batch.follow(clip["record"], clip["ids"], frames, k * length, rng, tracks)
+    if not batch.tracks:
+        return 0.0, {}
+    features = Features.cat(parts)
+    features.levels = [level.float() for level in features.levels]
+    features.positions = [position.float() for position in features.positions]
+    loss, log = track_losses(sam2, features, batch)
+    return loss, {f"{name}_track": log[name] for name in ("iou", "hit") if name in log}
+
 # %% ../nbs/engine/90_nano_stages.ipynb #137acd77
 @dataclass
 class JointStage(Stage):
-    "The language model writes tokens that SAM 2 decodes to the right masks."
+    "The language model writes tokens that SAM 2 decodes to the right masks; both are trained."
 
     clips: int = 8
     sentences: int = 8  # about a clip
+    tracked: int = 2  # clips through which masks are propagated
     name = "joint"
     number = 15
-    lr = 6e-4
+    lr = 3e-4
     muon = True
 
     def build(self) -> dict[str, nn.Module]:
@@ -1076,12 +1119,15 @@ class JointStage(Stage):
         path = Path(self.folder) / "language.pt"
         load_parts(path, encoder=self.encoder, aux=self.heads)
         self.sam2, self.teacher = frozen_sam2(self.folder, "sam2_memory_fine", self.device)
+        self.sam2.train().requires_grad_(True)
+        self.sam2.hide_absent = True
+        freeze_image_encoder(self.sam2)
         if self.steps > COMPILE_FROM:
             compile_layers(self.encoder.llm, self.device)
         make = partial(encoded_clip, self.encoder, seed=JOINT_CLIPS, sam2=self.sam2)
         self.bank = ClipBank(make, most=120, start=min(60, 4 * self.steps))
         self.names = name_ids(self.encoder.tokenizer)
-        return {"encoder": self.encoder, "aux": self.heads}
+        return {"encoder": self.encoder, "aux": self.heads, "sam2": self.sam2}
 
     def step(self, n: int) -> tuple[Tensor, dict[str, Any]]:
         rng = self.rng(n)
@@ -1092,8 +1138,10 @@ class JointStage(Stage):
         seg, tak = self.encoder.project(tokens.seg), self.encoder.project(tokens.tak)
         losses["like"] = teacher_loss(self.sam2, self.teacher, batch, seg, tak, rng)
         prompts = draw_token_prompts(batch, seg, tak, rng)
-        masks, more = joint_mask_losses(self.sam2, batch, prompts)
-        return 0.5 * weighted_sum(losses) + 1.0 * masks, losses | scores | more
+        masks, of_masks = joint_mask_losses(self.sam2, batch, prompts)
+        tracks, of_tracks = joint_track_losses(self.sam2, batch.clips[: self.tracked], rng)
+        loss = 0.5 * weighted_sum(losses) + masks + tracks
+        return loss, losses | scores | of_masks | of_tracks
 
 # %% ../nbs/engine/90_nano_stages.ipynb #c7803c45
 def new_scorer(tokenizer: PreTrainedTokenizerFast) -> FrameTextScorer:  # with random weights

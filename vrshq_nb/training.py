@@ -270,7 +270,7 @@ def assemble(
     folder = Path(folder)
     parts = build(NANO_CONFIG, folder_tokenizer(folder))
     load_parts(newest(folder, "joint", "language"), encoder=parts.encoder)
-    sam2_stages = ("sam2_memory_fine", "sam2_memory", "sam2_image")
+    sam2_stages = ("joint", "sam2_memory_fine", "sam2_memory", "sam2_image")
     load_parts(newest(folder, *sam2_stages), sam2=parts.sam2)
     load_parts(folder / "clip.pt", scorer=parts.scorer)
     parts.knowledge = fit_nano_knowledge(parts.encoder, clips)
