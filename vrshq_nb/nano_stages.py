@@ -109,7 +109,7 @@ def frozen_sam2(
     stage: str,  # whose SAM 2
     device: torch.device | str,
 ) -> tuple[TokenPredictor, Teacher]:
-    "SAM 2 after a stage, and the teacher; neither is trained further."
+    "SAM 2 after a stage, and the teacher; both frozen."
     sam2, teacher = sam2_from_config(NANO_CONFIG["sam2"]), Teacher(128)
     load_parts(Path(folder) / "sam2_image.pt", teacher=teacher)
     load_parts(Path(folder) / f"{stage}.pt", sam2=sam2)
@@ -337,6 +337,15 @@ def image_batch(
             records.append(clip.record)
     return batch, np.stack(ids), records
 
+# %% ../nbs/engine/90_nano_stages.ipynb #faf71e63
+def freeze_image_encoder(
+    sam2: TokenPredictor,  # changed in place
+) -> None:
+    "Train no part of what `encode` computes."
+    decoder = sam2.sam_mask_decoder
+    for part in (sam2.image_encoder, decoder.conv_s0, decoder.conv_s1):
+        part.requires_grad_(False)
+
 # %% ../nbs/engine/90_nano_stages.ipynb #ad18751e
 def init_memory_attention(
     sam2: TokenPredictor,  # changed in place
@@ -391,15 +400,6 @@ def draw_window(
     start = int(rng.integers(n - (length - 1) * stride))
     frames = start + stride * np.arange(length)
     return frames[::-1] if rng.random() < 0.5 else frames
-
-# %% ../nbs/engine/90_nano_stages.ipynb #faf71e63
-def freeze_image_encoder(
-    sam2: TokenPredictor,  # changed in place
-) -> None:
-    "Train no part of what `encode` computes."
-    decoder = sam2.sam_mask_decoder
-    for part in (sam2.image_encoder, decoder.conv_s0, decoder.conv_s1):
-        part.requires_grad_(False)
 
 # %% ../nbs/engine/90_nano_stages.ipynb #faf71e64
 @dataclass
