@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from vrshq_nb.nano_stages import NANO_STAGES
 from vrshq_nb.training import (
     ROUNDS,
     STEPS,
+    best_limit,
     cut_log,
     mean_interval,
     rate_factor,
@@ -175,3 +177,25 @@ def test_summary_counts_sentences_about_nothing_apart():
     assert out["reasoning"]["JF"] == pytest.approx(0.2) and out["absent, nothing shown"][
         "share"
     ] == pytest.approx(0.5)
+
+
+# ---- the gate's limit
+def test_the_best_limit_has_the_fewest_errors():
+    rng = np.random.default_rng(0)
+    there, absent = rng.normal(2, 1, 60), rng.normal(0, 1, 40)
+
+    def errors(limit):
+        return (there <= limit).mean() + (absent > limit).mean()
+
+    limit = best_limit(there, absent)
+    assert errors(limit) == min(errors(x) for x in np.linspace(-5, 7, 2001))
+    assert best_limit([], absent) == best_limit(there, []) == 0
+
+
+def test_the_limit_decides_what_is_shown():
+    nano = VRSHQ.from_pretrained("nano")
+    clip = make_clip("val", 9, 0, 64, 4)
+    texts = [e.text for e in clip.expressions[:2]]
+    for presence, shown in ((-1e9, True), (1e9, False)):
+        nano.knowledge = replace(nano.knowledge, presence=presence)
+        assert [s.found for s in nano.segment(clip.frames, texts)] == [shown] * 2

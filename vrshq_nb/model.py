@@ -246,7 +246,7 @@ class Options:
     temperature: float = 1.0  # of TDA's softmax
     how: str = "softmax"  # TDA's form: see `tda`
     prompt: str = "mask"  # what is propagated: the keyframe's "mask", or its "token" (training)
-    gate: bool = True  # no masks where the keyframe's occlusion score is not above 0
+    gate: bool = True  # no masks where the keyframe's occlusion score is not above the limit
     seed: int = 0  # for sampling="random"
 
     def __post_init__(self) -> None:
@@ -441,6 +441,11 @@ def overlaid_frames(seg: Segmentation) -> Iterator[np.ndarray]:  # uint8 (H, W, 
     for numbers, frames in seg.video.chunks(16):
         yield from overlay(frames, seg.masks[numbers[0] : numbers[-1] + 1])
 
+# %% ../nbs/14_model.ipynb #63cdba5a
+def presence_limit(model: VRSHQ) -> float:
+    "The occlusion score above which the keyframe's target is there; 0 without other knowledge."
+    return model.knowledge.presence if model.knowledge else 0.0
+
 # %% ../nbs/14_model.ipynb #63cdba5b
 def segment_one(
     model: VRSHQ,
@@ -465,7 +470,7 @@ def segment_one(
     keyframe, candidates, low = scored
     mask = model.sam2.resize_masks(low, features, prompt=True)[0]
     score = next(c.occlusion for c in candidates if c.frame == keyframe)
-    found = bool(mask.any()) and score > 0 and readable
+    found = bool(mask.any()) and score > presence_limit(model) and readable
     if found or not options.gate:
         with watch("propagate"):
             out = propagate_mask(model, encoded, keyframe, mask, fused, options, progress)

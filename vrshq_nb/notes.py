@@ -214,6 +214,7 @@ class Knowledge:
     world: str = "world"  # such as "cartoon world"
     advice: str = "load another model"  # for frames that are unlike it
     nothing: tuple[str, ...] = ("there is no such thing",)  # answers that say so
+    presence: float = 0.0  # a thing is there if the keyframe's occlusion score is above this
     pictures: PictureStatistics | None = None
 
     @cached_property

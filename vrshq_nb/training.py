@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -259,12 +260,47 @@ def write_logs(
         logs[name] = [json.loads(line) for line in lines]
     (out / "training_log.json").write_text(json.dumps(logs, separators=(",", ":")))
 
+# %% ../nbs/22_training.ipynb #b7d9f1f9
+PRESENCE_CLIPS = 9400  # seed of MiniVRS; no stage trains on these clips
+
+
+def best_limit(
+    there: Sequence[float],  # scores of what is there
+    absent: Sequence[float],  # scores of what is not
+) -> float:
+    "The limit at which the two shares of errors, missed and imagined, have the smallest sum."
+    if not (len(there) and len(absent)):
+        return 0.0
+    scores = np.sort([*there, *absent])
+    limits = (scores[1:] + scores[:-1]) / 2
+    missed = (np.asarray(there)[:, None] <= limits).mean(0)
+    imagined = (np.asarray(absent)[:, None] > limits).mean(0)
+    errors = missed + imagined
+    return float(np.median(limits[errors == errors.min()]))
+
+
+def presence_scores(
+    model: VRSHQ,  # with knowledge
+    data: Iterable[Clip],
+) -> tuple[list[float], list[float]]:  # of sentences with a target, and without one
+    "The keyframe's occlusion score for every sentence; nothing is propagated."
+    assert model.knowledge
+    never = replace(model.knowledge, presence=math.inf)
+    closed = VRSHQ(model.encoder, model.sam2, model.scorer, knowledge=never)
+    there: list[float] = []
+    absent: list[float] = []
+    for clip in data:
+        answers = closed.segment(clip.frames, [e.text for e in clip.expressions])
+        for expression, answer in zip(clip.expressions, answers):
+            (there if expression.targets else absent).append(float(answer.object_logits[0]))
+    return there, absent
+
 # %% ../nbs/22_training.ipynb #b7d9f1fa
 def assemble(
     folder: Path | str,  # with the stages' checkpoints
     out: Path | str,  # folder of the model
     dtype: torch.dtype = torch.float16,
-    clips: int = 900,  # for the statistics of known frames
+    clips: int = 900,  # for the statistics of known frames; a ninth of it for `best_limit`
 ) -> Path:  # the folder of the model
     "Write the newest parts as one model, with the teacher and the logs beside it."
     folder = Path(folder)
@@ -273,7 +309,10 @@ def assemble(
     sam2_stages = ("joint", "sam2_memory_fine", "sam2_memory", "sam2_image")
     load_parts(newest(folder, *sam2_stages), sam2=parts.sam2)
     load_parts(folder / "clip.pt", scorer=parts.scorer)
-    parts.knowledge = fit_nano_knowledge(parts.encoder, clips)
+    known = fit_nano_knowledge(parts.encoder, clips)
+    model = VRSHQ(parts.encoder, parts.sam2, parts.scorer, knowledge=known)
+    scores = presence_scores(model, MiniVRS("train", clips // 9, PRESENCE_CLIPS))
+    parts.knowledge = replace(known, presence=round(best_limit(*scores), 3))
     out = save(parts, out, dtype)
     state = torch.load(folder / "sam2_image.pt", weights_only=True, map_location="cpu")
     teacher = {name: weight.to(dtype) for name, weight in state["teacher"].items()}
