@@ -185,6 +185,7 @@ def test_the_first_clip_measured_again(stored, one_thread):
     )
     assert [e.type_id for e in expressions] == [data["type"][i] for i in first]
     shared, seen = model.encode(clip.frames), set()
+    first, expressions = first[:3], expressions[:3]
     for change in LIVE:
         options = change | ({"terms": tuple(change["terms"])} if "terms" in change else {})
         for i, e, seg in zip(

@@ -30,7 +30,7 @@ SMALL = dict(
     sam2_image_fine=dict(clips=1, frames=1, queries=2),
     sam2_memory_fine=dict(clips=1, tracks=1, length=3, queries=2),
     language=dict(clips=3, sentences=2, easy=2),
-    joint=dict(clips=3, sentences=4),
+    joint=dict(clips=2, sentences=4, tracked=1),
     clip=dict(pairs=4),
 )
 FINE = ("sam2_image_fine", "sam2_memory_fine")

@@ -620,6 +620,7 @@ def folder_tokenizer(
     "The tokenizer that a folder's stages are trained with; made and stored at the first call."
     stored = Path(folder) / "tokenizer"
     if not stored.exists():
+        stored.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(stored) as aside:
             nano_tokenizer().save_pretrained(aside)
     return PreTrainedTokenizerFast.from_pretrained(stored)
