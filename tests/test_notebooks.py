@@ -15,9 +15,7 @@ NOTEBOOKS = sorted(
     for p in NBS.rglob("*.ipynb")
     if not any(part.startswith((".", "_")) for part in p.relative_to(NBS).parts)
 )
-MODULE_FREE = re.compile(
-    r"index$|24_|5\d_"
-)  # the front page, the ablations and the course labs export no module
+MODULE_FREE = re.compile(r"index$|24_")  # the front page and the ablations export no module
 SIZE_LIMIT = 600_000
 EXPORT_LINES = 40
 DIRECTIVE = re.compile(r"^\s*#\s*\|\s*([\w-]+)(:?)\s*(.*)$")
@@ -198,9 +196,8 @@ def test_no_two_notebooks_share_a_number():
 
 
 def test_a_page_is_not_too_long():
-    "A page of the course has at most 90 cells, one of the engine at most 150, with one exception."
+    "A page of the course has at most 90 cells, one of the engine at most 150."
     most = {p: 150 if p.parent.name == "engine" else 90 for p in numbers()}
-    most |= {p: 220 for p in most if p.name == "70_sentences.ipynb"}  # eleven families
     cells = {p: len(json.loads(p.read_text(encoding="utf-8"))["cells"]) for p in most}
     assert {p.name: n for p, n in cells.items() if n > most[p]} == {}
 

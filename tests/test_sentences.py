@@ -9,26 +9,26 @@ import pytest
 
 from vrshq_nb.minivrs import COLOURS, FACTS, KINDS, LOOKS, RESTRICTORS, SPLITS
 from vrshq_nb.minivrs import draw_expressions, held_out, make_clip, make_world
+from vrshq_nb.minivrs.phrasing import (
+    WORDING_FILES,
+    as_typed,
+    fix_articles,
+    frames_of,
+    say,
+    synonym,
+    typo,
+    wordings,
+    wordings_file,
+)
+from vrshq_nb.minivrs.restrictors import graded_truth, number_two, stands_out
 from vrshq_nb.minivrs.sentences import (
     FAMILY_WEIGHTS,
     NOUN_FORMS,
     RELATIONS,
-    WORDING_FILES,
-    as_typed,
     disputable,
-    fix_articles,
-    frames_of,
-    graded_truth,
     landmark,
-    number_two,
     random_noun,
-    say,
-    stands_out,
-    synonym,
-    typo,
     unknown_sentence,
-    wordings,
-    wordings_file,
 )
 
 

@@ -28,8 +28,8 @@ from vrshq_nb.minivrs import (
     draw_expressions,
     held_out,
 )
+from vrshq_nb.minivrs.phrasing import as_typed, choose, say, synonym
 from vrshq_nb.minivrs.scenes import SCENES, draw_scene
-from vrshq_nb.minivrs.sentences import as_typed, choose, say, synonym
 from vrshq_nb.minivrs.world import paste, sprite
 
 # %% ../nbs/engine/89_nano_teacher.ipynb #ec959bfc

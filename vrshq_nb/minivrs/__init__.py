@@ -2,10 +2,11 @@
 
 # `import x as x`: used by other modules of this package, not part of its public names.
 from .data import SPLITS, Clip, MiniVRS, make_clip, write_revos
+from .restrictors import RESTRICTORS, Restrictor
+from .restrictors import Record as Record
 from .scenes import OCCLUDERS, SCENES, add_occluder, add_scene, draw_occluder, draw_scene
-from .sentences import FACTS, LOOKS, RESTRICTORS, Expression, Restrictor, draw_expressions
+from .sentences import FACTS, LOOKS, Expression, draw_expressions
 from .sentences import FAMILIES as FAMILIES
-from .sentences import Record as Record
 from .sentences import try_expression as try_expression
 from .sprites import COLOURS, SPRITES, Pen, add_sprite, draw_sprite
 from .world import KINDS, MOTIONS, Kind, add_motion, held_out, make_world, render_world

@@ -15,7 +15,8 @@ import numpy as np
 from fastcore.basics import patch
 from PIL import Image
 
-from .sentences import Expression, Record, draw_expressions
+from .restrictors import Record
+from .sentences import Expression, draw_expressions
 from .sprites import unknown_name
 from .world import World, make_world, render_world
 from ..files import VRSError, atomic_path
