@@ -26,7 +26,7 @@ from . import hub
 from .files import VRSError, atomic_path
 from .masks import to_rle, write_pngs
 from .mdp import Features, MaskOutput
-from .notes import Knowledge, agreed_answer, request_notes
+from .notes import Knowledge, agreed_answer, presence_limit, request_notes
 from .protocols import FrameScorer, MaskPredictor, Parts, TokenEncoder
 from .tokens import TemporalTokens
 from .tda import FORMS, tda
@@ -441,11 +441,6 @@ def overlaid_frames(seg: Segmentation) -> Iterator[np.ndarray]:  # uint8 (H, W, 
     for numbers, frames in seg.video.chunks(16):
         yield from overlay(frames, seg.masks[numbers[0] : numbers[-1] + 1])
 
-# %% ../nbs/14_model.ipynb #63cdba5a
-def presence_limit(model: VRSHQ) -> float:
-    "The occlusion score above which the keyframe's target is there; 0 without other knowledge."
-    return model.knowledge.presence if model.knowledge else 0.0
-
 # %% ../nbs/14_model.ipynb #63cdba5b
 def segment_one(
     model: VRSHQ,
@@ -470,7 +465,7 @@ def segment_one(
     keyframe, candidates, low = scored
     mask = model.sam2.resize_masks(low, features, prompt=True)[0]
     score = next(c.occlusion for c in candidates if c.frame == keyframe)
-    found = bool(mask.any()) and score > presence_limit(model) and readable
+    found = bool(mask.any()) and score > presence_limit(model.knowledge) and readable
     if found or not options.gate:
         with watch("propagate"):
             out = propagate_mask(model, encoded, keyframe, mask, fused, options, progress)

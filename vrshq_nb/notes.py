@@ -493,6 +493,11 @@ def fit_knowledge(
         **about,
     )
 
+# %% ../nbs/15_notes.ipynb #63cdba5a
+def presence_limit(knowledge: Knowledge | None) -> float:
+    "The occlusion score above which the keyframe's target is there; 0 without knowledge."
+    return knowledge.presence if knowledge else 0.0
+
 # %% ../nbs/15_notes.ipynb #1ef19503
 UNREAD = "not understood"
 SHOWN = "it is what the mask shows"
