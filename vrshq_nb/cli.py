@@ -8,11 +8,13 @@ __all__ = ['main']
 # %% ../nbs/engine/93_cli.ipynb #264b1863
 import argparse
 import importlib.metadata
+import importlib.util
 import io
 import json
 import logging
 import os
 import re
+import subprocess
 import sys
 import tempfile
 import warnings
@@ -901,11 +903,16 @@ def evaluate_command(args: Namespace) -> None:
         print_results(results, out)
 
 # %% ../nbs/engine/93_cli.ipynb #bench001
+WHAT_HELP = "stages of a call, or knobs of the explorer (default: stages)"
+
+
 @command(
     "where the time goes: the share of each stage, and what encoding once is worth",
     """vrshq bench
        vrshq bench --frames 64 --sentences 4
-       vrshq bench --grow""",
+       vrshq bench --grow
+       vrshq bench explorer""",
+    arg("what", nargs="?", choices=("stages", "explorer"), default="stages", help=WHAT_HELP),
     MODEL,
     DEVICE,
     arg("--frames", type=whole_number(2, 4096), default=16, help="(default: 16)"),
@@ -920,6 +927,11 @@ def bench_command(args: Namespace) -> None:
     from vrshq_nb.model import VRSHQ
 
     model = VRSHQ.from_pretrained(args.model, args.device)
+    if args.what == "explorer":
+        from vrshq_nb.explorer import explore, knob_lines, knob_seconds
+
+        print(knob_lines(knob_seconds(explore(model=model))))
+        return
     with tempfile.TemporaryDirectory() as folder:
         path, texts = sample_video(folder, args.frames, sentences=args.sentences)
         print(f"{args.frames} frames, {args.sentences} sentence(s), on {model.device}")
@@ -932,6 +944,64 @@ def bench_command(args: Namespace) -> None:
         first = next(iter(times.values()))
         steps = [f"{n}: {t:.2f} s ({t / first:.1f}x)" for n, t in times.items()]
         print(f"{name}: {', '.join(steps)}")
+
+# %% ../nbs/engine/93_cli.ipynb #explor02
+def explorer_notebook(
+    video: str | None,  # path, or name of a sample; None: a sample
+    model: str,
+) -> dict[str, Any]:  # ready for json
+    "A notebook whose one code cell shows the panel."
+    call = ", ".join([*([repr(video)] if video else []), f"model={model!r}"])
+    code = f"from vrshq_nb.explorer import explore\n\nexplore({call})"
+    said = "Run the cell below (Shift and Enter) to open the panel."
+    cells = [
+        {"cell_type": "markdown", "id": "about", "metadata": {}, "source": said},
+        {"cell_type": "code", "id": "panel", "metadata": {}, "source": code}
+        | {"execution_count": None, "outputs": []},
+    ]
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    about = {"metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
+    return {"cells": cells} | about
+
+
+def free_name(
+    path: Path,  # wanted
+) -> Path:
+    "The same name, with a number where it is taken."
+    names = [path, *(path.with_stem(f"{path.stem}-{i}") for i in range(2, 1000))]
+    return next(name for name in names if not name.exists())
+
+# %% ../nbs/engine/93_cli.ipynb #explor04
+EXPLORE_OUT_HELP = "write this notebook and do not open it (default: explorer.ipynb, opened)"
+
+
+@command(
+    "a panel in JupyterLab: every step of the method, seen and changed",
+    """vrshq explore
+       vrshq explore film.mp4
+       vrshq explore tail --model my_model
+       vrshq explore film.mp4 -o panel.ipynb            (to be opened elsewhere)""",
+    arg("video", nargs="?", metavar="VIDEO", help="file, folder, or name of a sample"),
+    arg("-o", "--out", metavar="FILE", help=EXPLORE_OUT_HELP),
+    arg("--model", default="nano", metavar="M", help=MODEL_HELP),
+)
+def explore_command(args: Namespace) -> None:
+    path = Path(args.out).expanduser() if args.out else free_name(Path("explorer.ipynb"))
+    if path.suffix != ".ipynb" or path.exists():
+        raise VRSError(f"cannot write {path}: give a new name that ends in .ipynb")
+    check_output(path)
+    video = args.video
+    if video and video not in {sample.name for sample in SAMPLES}:
+        from vrshq_nb.video import Video
+
+        Video.open(video)  # refused here, not in the notebook
+        video = str(Path(video).expanduser().resolve())
+    if not args.out and importlib.util.find_spec("jupyterlab") is None:
+        raise VRSError("JupyterLab is not installed: pip install jupyterlab, or give -o FILE")
+    path.write_text(json.dumps(explorer_notebook(video, args.model)), encoding="utf-8")
+    print(f"notebook -> {path}", flush=True)
+    if not args.out:
+        subprocess.run([sys.executable, "-m", "jupyterlab", str(path)], check=False)
 
 # %% ../nbs/engine/93_cli.ipynb #card0002
 MACHINE_HELP = "on which the model was trained; kept in about.json"

@@ -166,6 +166,7 @@ def shared_video_attention(
     scaling: float | None = None,  # of the scores; None: 1 / sqrt(h)
     dropout: float = 0.0,
     parts: tuple[int, int, int] | None = None,  # P, S, L; None: ordinary attention
+    record: list[Tensor] | None = None,  # gets the sentences' weights on the video, for a look
     **kwargs: Any,
 ) -> tuple[Tensor, None]:  # (B, P + S·L, heads, h)
     "Frames attend to all frames, each sentence to the video and its own past."
@@ -182,6 +183,8 @@ def shared_video_attention(
     own = causal_scores(each_q, each_k).flatten(2, 3)
     weights = softmax(torch.cat([Q @ k.transpose(2, 3), own], -1))
     to_video, to_own = weights.split([P, L], -1)
+    if record is not None:
+        record.append(to_video)
     said = (to_own.reshape(B, heads, S, L, L) @ each_v).flatten(2, 3)
     out = torch.cat([video, to_video @ v + said], 2)
     return out.transpose(1, 2).contiguous(), None
@@ -288,6 +291,7 @@ def run_llm(
     visual: Tensor,  # (B, T', C, h, w)
     ids: Tensor,  # (B, S, L), from `sentence_ids`
     cache: DynamicCache | None = None,  # to continue from, for one sentence only
+    record: list[Tensor] | None = None,  # gets (B, heads, S·L, P) of every layer
 ) -> LLMStates:
     "Run the language model once over videos and their sentences."
     B, S, L = ids.shape
@@ -298,6 +302,7 @@ def run_llm(
     out = self.llm.model(
         inputs_embeds=torch.cat([video, words], 1),
         parts=(P, S, L),
+        record=record,
         position_ids=place[None].expand(B, -1),
         output_hidden_states=self.training,
         use_cache=cache is not None,
@@ -364,6 +369,22 @@ def forward(
     frames = range(len(visual)) if frames is None else frames
     tokens = self.project_tokens(states, ids[0], frames, len(visual))
     return tokens, self.tokenizer.decode(words.tolist()).strip()
+
+# %% ../nbs/engine/75_nano.ipynb #a7b50b02
+@patch
+@torch.no_grad()
+def attention(
+    self: NanoEncoder,
+    visual: Tensor,  # (T', C, h, w)
+    text: str,  # the expression
+) -> Tensor:  # (layers, heads, T' + 1, T', 1 + h·w/4)
+    "Weights of every `[SEG]`, then of `[TAK]`, on each frame's mark and places; sums are below 1."
+    record: list[Tensor] = []
+    ids = self.sentence_ids([text], len(visual))
+    self.run_llm(visual[None], ids[None], record=record)
+    rows = [(ids[0] == token).nonzero()[:, 0] - 1 for token in (self.seg_id, self.tak_id)]
+    weights = torch.stack(record)[:, 0, :, torch.cat(rows)]
+    return weights.unflatten(-1, (len(visual), -1))
 
 # %% ../nbs/engine/75_nano.ipynb #cf632a78
 @patch
