@@ -200,9 +200,9 @@ STEPS = {
     "sam2_memory": 1500,
     "sam2_image_fine": 700,
     "sam2_memory_fine": 200,
-    "language": 3700,
+    "language": 9000,
     "clip": 1500,
-    "joint": 420,
+    "joint": 400,
 }
 
 # %% ../nbs/22_training.ipynb #52bdc69a
