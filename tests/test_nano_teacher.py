@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from vrshq_nb.mdp import sam2_from_config
-from vrshq_nb.minivrs import make_clip
+from vrshq_nb.minivrs import COLOURS, held_out, make_clip
 from vrshq_nb.nano_teacher import (
     ALL_FAMILIES,
     ANY_COLOUR,
@@ -26,10 +26,13 @@ from vrshq_nb.nano_teacher import (
     draw_collage,
     draw_sentences,
     frame_part,
+    look_losses,
+    pair_bias,
     patch_occupancy,
     random_query,
     sentence_labels,
     sentence_query,
+    unnamed_colours,
     video_part,
 )
 
@@ -122,6 +125,27 @@ def test_a_collage_labels_what_it_shows():
     assert 1 <= len(collage.visible) <= 6
     labelled = set(collage.labels["kind"].flatten().tolist()) - {ANY_KIND}
     assert {kind for kind, _ in collage.visible} & labelled
+
+
+def test_unnamed_colours_are_far_from_named_ones_and_teach_the_kind_alone():
+    for rgb in unnamed_colours():
+        assert all(np.linalg.norm(np.subtract(rgb, named)) > 60 for named in COLOURS.values())
+    labels = draw_collage(np.random.default_rng(4), n=8, unnamed=1.0).labels
+    assert (labels["colour"] == ANY_COLOUR).all() and (labels["kind"] < ANY_KIND).any()
+
+
+def test_pairs_that_are_never_shown_are_left_out_of_the_softmax():
+    apart = [[held_out(k, c) for c in COLOUR_NAMES] for k in KIND_NAMES]
+    assert ((pair_bias()[:-1, :-1] < 0) == torch.tensor(apart)).all()
+    assert (pair_bias()[-1] == 0).all() and (pair_bias()[:, -1] == 0).all()
+    n = len(COLOUR_NAMES)
+    kind, colour = torch.zeros(n, ANY_KIND + 1), torch.zeros(n, ANY_COLOUR + 1)
+    kind.requires_grad_()
+    kinds, colours = torch.full((n,), ANY_KIND), torch.arange(n)
+    by_kind, by_colour = look_losses(kind, colour, kinds, colours)
+    by_kind.sum().backward()
+    assert ((kind.grad[:, :-1] == 0) == torch.tensor(apart).T).all()
+    assert torch.allclose(by_colour, torch.tensor(ANY_COLOUR + 1.0).log())
 
 
 def test_captions_fit_the_object_they_are_about():

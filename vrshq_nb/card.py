@@ -429,9 +429,13 @@ All stages start from random weights or from the stage before
 {% endfor %}
 
 {{ "%.1f" | format((stages | sum(attribute="minutes")) / 60) }} hours if one stage follows the other
-{%- if about.machine %}, on {{ about.machine }}{% endif %}. AdamW, and Muon for the large
-matrices of `language` and `joint`. {% if about.remark %}{{ about.remark }} {% endif %}The logs are in
-`training_log.json`.
+{%- if about.machine %}, on
+{{ about.machine }}{% endif %}. AdamW, and Muon for the
+large matrices of `language` and `joint`. The logs are in `training_log.json`.
+{% if about.remark %}
+
+{{ about.remark | wordwrap(100) }}
+{% endif %}
 
 Training clips: MiniVRS, split `train`, seeds {% for what, seed in seeds.items() -%}
 {{ seed }} ({{ what }}){{ ", " if not loop.last }}

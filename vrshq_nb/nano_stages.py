@@ -48,6 +48,7 @@ from vrshq_nb.nano_teacher import (
     draw_caption,
     draw_collage,
     draw_sentences,
+    look_losses,
     object_masks,
     random_query,
     sentence_labels,
@@ -147,14 +148,15 @@ def patch_losses(
     kind, colour, numbers = outputs
     there = labels["kind"] != ANY_KIND
     weight = torch.where(there, 1.0, EMPTY_WEIGHT)
-    kind_loss = F.cross_entropy(kind, labels["kind"], reduction="none")
+    kind_loss, colour_loss = look_losses(kind, colour, labels["kind"], labels["colour"])
     kind_loss = (kind_loss * weight).sum() / weight.sum()
-    colour_loss = F.cross_entropy(colour, labels["colour"], reduction="none")
+    named = labels["colour"] != ANY_COLOUR
+    weight = weight * (named | ~there)  # an object in a colour without a name teaches its kind
     colour_loss = (colour_loss * weight).sum() / weight.sum()
     errors = F.smooth_l1_loss(numbers, labels["numbers"], reduction="none").mean(1)
     offset = (errors * there).sum() / there.sum().clamp(min=1)
     kind_right = (kind.argmax(1) == labels["kind"])[there].float().mean()
-    colour_right = (colour.argmax(1) == labels["colour"])[there].float().mean()
+    colour_right = (colour.argmax(1) == labels["colour"])[there & named].float().mean()
     log = {"kind": kind_loss, "colour": colour_loss, "offset": offset}
     right = {"kind_right": kind_right, "colour_right": colour_right}
     return kind_loss + colour_loss + 4 * offset, log | right
@@ -165,6 +167,7 @@ class VisionTowerStage(Stage):
     "The token encoder's vision tower: classify the object in every patch."
 
     frames: int = 28  # collages a step
+    unnamed: float = 0.5  # share of the sprites in a colour without a name
     name = "vision_tower"
     number = 12
     lr = 2e-3
@@ -177,7 +180,9 @@ class VisionTowerStage(Stage):
 
     def step(self, n: int) -> tuple[Tensor, dict[str, Any]]:
         rng = self.rng(n)
-        collages = [draw_collage(rng, n=int(rng.integers(4, 12))) for _ in range(self.frames)]
+        collages = []
+        for _ in range(self.frames):
+            collages.append(draw_collage(rng, n=int(rng.integers(4, 12)), unnamed=self.unnamed))
         images = signed_square(np.stack([c.frame for c in collages]), 128).to(self.tower.device)
         visual = self.tower(images).last_hidden_state
         labels = {}
@@ -803,8 +808,8 @@ def what_loss(heads: LanguageHeads, tokens: TokenStates, truth: SentenceLabels) 
     kinds, colours = truth.look[..., 0].flatten(), truth.look[..., 1].flatten()
     for state in (tokens.tak, tokens.seg.mean(2)):
         kind, colour = heads.what(state).split([len(KINDS) + 1, len(COLOURS) + 1], -1)
-        total = total + F.cross_entropy(kind.flatten(0, 1), kinds)
-        total = total + F.cross_entropy(colour.flatten(0, 1), colours)
+        losses = look_losses(kind.flatten(0, 1), colour.flatten(0, 1), kinds, colours)
+        total = total + losses[0].mean() + losses[1].mean()
     return total
 
 
@@ -856,7 +861,8 @@ def video_losses(
     words = F.normalize(encoder.llm.get_input_embeddings().weight[names], dim=-1)
     logits = heads.scale * F.normalize(first, dim=-1) @ words.T
     kind, colour = logits[:, : len(KINDS)], logits[:, len(KINDS) :]
-    align = F.cross_entropy(kind, attributes[:, 0]) + F.cross_entropy(colour, attributes[:, 1])
+    looks = look_losses(kind, colour, attributes[:, 0], attributes[:, 1])
+    align = looks[0].mean() + looks[1].mean()
     guess, motion = heads.video(middle).split([MOTION_NUMBERS, len(MOTIONS)], -1)
     moves = F.smooth_l1_loss(guess, numbers) * 5 + 0.5 * F.cross_entropy(motion, attributes[:, 2])
     return {"align": align, "motion": moves}

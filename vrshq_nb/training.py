@@ -195,12 +195,12 @@ def run_stage(
 
 # %% ../nbs/22_training.ipynb #1636ddd6
 STEPS = {
-    "vision_tower": 2200,
+    "vision_tower": 3600,
     "sam2_image": 3000,
     "sam2_memory": 1500,
     "sam2_image_fine": 700,
     "sam2_memory_fine": 200,
-    "language": 9000,
+    "language": 11200,
     "clip": 1500,
     "joint": 400,
 }
