@@ -202,7 +202,7 @@ STEPS = {
     "sam2_memory_fine": 200,
     "language": 11200,
     "clip": 1500,
-    "joint": 400,
+    "joint": 270,
 }
 
 # %% ../nbs/22_training.ipynb #52bdc69a
