@@ -1,8 +1,8 @@
-# make demo | test | check | lab | bench | notebooks | readme | graph: each installs what it needs into .venv first, once.
+# make demo | test | check | lab | bench | course | notebooks | readme | graph: each installs what it needs into .venv first, once.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo install test check nbtest pytest lab bench notebooks ablations readme graph wheel clean
+.PHONY: help demo install test check nbtest pytest lab bench notebooks ablations readme graph course wheel clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -16,7 +16,7 @@ SOURCES := settings.ini setup.py MANIFEST.in $(wildcard README.md LICENSE) \
            $(shell find vrshq_nb -type f -not -path '*/__pycache__/*' 2>/dev/null)
 
 # What people write; the modules are written by nbdev.
-WRITTEN := nbs tests setup.py .ci/readme .ci/graph $(wildcard vrshq_nb/__*__.py vrshq_nb/*/__init__.py)
+WRITTEN := nbs tests setup.py .ci/readme .ci/graph .ci/course $(wildcard vrshq_nb/__*__.py vrshq_nb/*/__init__.py)
 
 # $(call reqs,KEY,NAMES): the requirements listed in settings.ini under KEY, only those of NAMES where given, one a line
 reqs = $(BIN)/python -c "import configparser, re, sys; c = configparser.ConfigParser(delimiters=['=']); c.read('settings.ini', encoding='utf-8'); \
@@ -75,6 +75,10 @@ bench: $(VENV)/.package  ## where the time goes, on this machine
 # The repository is served, not nbs/ alone: pages link to files outside it.
 lab: $(VENV)/.lab  ## JupyterLab on the notebooks
 	$(BIN)/python -m jupyter lab --ServerApp.root_dir="$$PWD" --LabApp.default_url=/lab/tree/nbs/index.ipynb $(LAB_ARGS)
+
+# Students work in course/student: copies that are there already are kept.
+course: $(VENV)/.dev  ## the labs, in course/student without solutions and in course/instructor with them
+	$(BIN)/python .ci/course $(COURSE_ARGS)
 
 # ---- developing ----------------------------------------------------------------------------------------------------
 test: check nbtest pytest  ## all checks: the house's rules, every notebook runs, pytest

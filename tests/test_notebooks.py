@@ -15,7 +15,8 @@ NOTEBOOKS = sorted(
     for p in NBS.rglob("*.ipynb")
     if not any(part.startswith((".", "_")) for part in p.relative_to(NBS).parts)
 )
-MODULE_FREE = re.compile(r"index$|24_")  # the front page and the ablations export no module
+LAB = re.compile(r"5\d_lab_")
+MODULE_FREE = re.compile(rf"index$|24_|{LAB.pattern}")  # front page, ablations, labs: no module
 SIZE_LIMIT = 600_000
 EXPORT_LINES = 40
 DIRECTIVE = re.compile(r"^\s*#\s*\|\s*([\w-]+)(:?)\s*(.*)$")
@@ -196,8 +197,9 @@ def test_no_two_notebooks_share_a_number():
 
 
 def test_a_page_is_not_too_long():
-    "A page of the course has at most 90 cells, one of the engine at most 150."
+    "A page of the course has at most 90 cells, a lab 45, a page of the engine 150."
     most = {p: 150 if p.parent.name == "engine" else 90 for p in numbers()}
+    most |= {p: 45 for p in most if LAB.match(p.stem)}
     cells = {p: len(json.loads(p.read_text(encoding="utf-8"))["cells"]) for p in most}
     assert {p.name: n for p, n in cells.items() if n > most[p]} == {}
 
