@@ -429,10 +429,9 @@ All stages start from random weights or from the stage before
 {% endfor %}
 
 {{ "%.1f" | format((stages | sum(attribute="minutes")) / 60) }} hours if one stage follows the other
-{%- if about.machine %}, on
-{{ about.machine }}{% endif %}. AdamW, and Muon for the
+{%- if about.machine %}, on {{ about.machine }}{% endif %}. AdamW, and Muon for the
 large matrices of `language` and `joint`. The logs are in `training_log.json`.
-{% if about.remark %}
+{% if about.remark is defined %}
 
 {{ about.remark | wordwrap(100) }}
 {% endif %}
