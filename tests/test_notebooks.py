@@ -158,6 +158,10 @@ def problems(path):
         ):
             yield f"imports {name} from {module}, which does not have it"
 
+    switched = re.findall(r"\bset_grad_enabled\((\w+)\)", "".join(text(c["source"]) for c in cells))
+    if switched and switched[-1] != "True":
+        yield "gradients are off at its end: nbdev_test may open the next page in the same process"
+
     for out in outputs(nb):
         if out.get("output_type") == "error":
             yield f"a stored error: {out.get('ename')}: {out.get('evalue')}"
