@@ -74,7 +74,7 @@ bench: $(VENV)/.package  ## where the time goes, on this machine
 
 # The repository is served, not nbs/ alone: pages link to files outside it.
 lab: $(VENV)/.lab  ## JupyterLab on the notebooks
-	$(BIN)/python -m jupyter lab --ServerApp.root_dir="$$PWD" --LabApp.default_url=/lab/tree/nbs/index.ipynb $(LAB_ARGS)
+	$(BIN)/python -m jupyter lab --ServerApp.root_dir="$$PWD" --LabApp.default_url=/lab/tree/nbs/00_tour.ipynb $(LAB_ARGS)
 
 # Students work in course/student: copies that are there already are kept.
 course: $(VENV)/.dev  ## the labs, in course/student without solutions and in course/instructor with them

@@ -16,7 +16,7 @@ NOTEBOOKS = sorted(
     if not any(part.startswith((".", "_")) for part in p.relative_to(NBS).parts)
 )
 LAB = re.compile(r"5\d_lab_")
-MODULE_FREE = re.compile(rf"index$|24_|{LAB.pattern}")  # front page, ablations, labs: no module
+MODULE_FREE = re.compile(rf"index$|00_|24_|{LAB.pattern}")  # front page, tour, ablations, labs
 SIZE_LIMIT = 600_000
 EXPORT_LINES = 40
 DIRECTIVE = re.compile(r"^\s*#\s*\|\s*([\w-]+)(:?)\s*(.*)$")
