@@ -16,7 +16,7 @@ NOTEBOOKS = sorted(
     if not any(part.startswith((".", "_")) for part in p.relative_to(NBS).parts)
 )
 LAB = re.compile(r"5\d_lab_")
-MODULE_FREE = re.compile(rf"index$|00_|24_|57_|{LAB.pattern}")  # tables and labs export nothing
+MODULE_FREE = re.compile(rf"index$|00_|24_|57_|{LAB.pattern}")  # these export nothing
 SIZE_LIMIT = 600_000
 EXPORT_LINES = 40
 DIRECTIVE = re.compile(r"^\s*#\s*\|\s*([\w-]+)(:?)\s*(.*)$")
